@@ -1,0 +1,3 @@
+//! From an artifact's tree to the objects that a Kustomization stands for.
+
+pub mod render;

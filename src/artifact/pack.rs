@@ -1,0 +1,1 @@
+//! Packing a directory or file for `larder push`.

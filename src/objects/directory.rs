@@ -1,0 +1,1 @@
+//! Objects from a directory of YAML and JSON files.

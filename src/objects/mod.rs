@@ -1,0 +1,285 @@
+//! The objects that Larder reconciles: Flux's own kinds, typed, with one status; where they come from is a
+//! [`Backend`]'s business.
+
+pub mod condition;
+pub mod directory;
+pub mod duration;
+pub mod kustomization;
+pub mod source;
+pub mod status;
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use condition::{Condition, ConditionStatus};
+pub use duration::FluxDuration;
+pub use kustomization::KustomizationSpec;
+pub use source::{GitRepositorySpec, HelmChartSpec, HelmRepositorySpec, OciRepositorySpec};
+pub use status::{Artifact, Inventory, InventoryEntry, Status};
+
+use crate::secret::Secret;
+
+/// The kinds that Larder reconciles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Kind {
+    /// `source.toolkit.fluxcd.io/v1` OCIRepository.
+    OCIRepository,
+    /// `source.toolkit.fluxcd.io/v1` GitRepository, with an `oci://` URL only.
+    GitRepository,
+    /// `source.toolkit.fluxcd.io/v1` HelmRepository, `type: oci`.
+    HelmRepository,
+    /// `source.toolkit.fluxcd.io/v1` HelmChart.
+    HelmChart,
+    /// `kustomize.toolkit.fluxcd.io/v1` Kustomization.
+    Kustomization,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::OCIRepository, Self::GitRepository, Self::HelmRepository, Self::HelmChart, Self::Kustomization];
+
+    /// The kind's name, as in `kind:`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OCIRepository => "OCIRepository",
+            Self::GitRepository => "GitRepository",
+            Self::HelmRepository => "HelmRepository",
+            Self::HelmChart => "HelmChart",
+            Self::Kustomization => "Kustomization",
+        }
+    }
+
+    /// The plural, and then the short names, as in the CRD.
+    pub const fn other_names(self) -> &'static [&'static str] {
+        match self {
+            Self::OCIRepository => &["ocirepositories", "ocirepo"],
+            Self::GitRepository => &["gitrepositories", "gitrepo"],
+            Self::HelmRepository => &["helmrepositories", "helmrepo"],
+            Self::HelmChart => &["helmcharts", "hc"],
+            Self::Kustomization => &["kustomizations", "ks"],
+        }
+    }
+
+    /// The API group.
+    pub const fn group(self) -> &'static str {
+        match self {
+            Self::Kustomization => "kustomize.toolkit.fluxcd.io",
+            _ => "source.toolkit.fluxcd.io",
+        }
+    }
+
+    /// Finds a kind by its name, plural or a short name, whatever the case.
+    pub fn find(text: &str) -> Option<Self> {
+        let text = text.to_ascii_lowercase();
+        Self::ALL.into_iter().find(|k| k.lower() == text || k.other_names().contains(&text.as_str()))
+    }
+
+    /// The name in lower case, as in artifact paths.
+    pub fn lower(self) -> String {
+        self.name().to_ascii_lowercase()
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What an object is called. Clones are cheap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace: a DNS label.
+    pub namespace: Arc<str>,
+    /// Its name: a DNS subdomain.
+    pub name: Arc<str>,
+}
+
+impl Key {
+    /// A key from its parts.
+    pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// The part of an object's metadata that counts here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metadata {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Unique id, where there is a cluster.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// Rises with every change of the spec.
+    pub generation: i64,
+    /// When it was made, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub creation_timestamp: Option<String>,
+    /// Since when it is being deleted, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deletion_timestamp: Option<String>,
+    /// Labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Finalizers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub finalizers: Vec<String>,
+}
+
+/// A kind's spec.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Spec {
+    /// Of an OCIRepository.
+    OciRepository(OciRepositorySpec),
+    /// Of a GitRepository.
+    GitRepository(GitRepositorySpec),
+    /// Of a HelmRepository.
+    HelmRepository(HelmRepositorySpec),
+    /// Of a HelmChart.
+    HelmChart(HelmChartSpec),
+    /// Of a Kustomization.
+    Kustomization(Box<KustomizationSpec>),
+}
+
+/// One object, as desired.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    /// What it is called.
+    pub key: Key,
+    /// Its metadata; `generation` is always set (from 1).
+    pub metadata: Metadata,
+    /// The spec, typed.
+    pub spec: Spec,
+    /// The spec as written, for `/v1/objects`: unknown fields are kept.
+    pub raw_spec: Value,
+}
+
+/// A Secret's data, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretObject {
+    /// `type`.
+    pub kind: String,
+    /// `data` and `stringData`, decoded, as text (values that are not UTF-8 are left out).
+    pub data: BTreeMap<String, Secret>,
+}
+
+/// The part of a ServiceAccount that counts here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// `imagePullSecrets[].name`.
+    pub image_pull_secrets: Vec<String>,
+}
+
+/// What became of an object, as its backend saw it.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// New or changed (also only its annotations); the last status that was kept for it.
+    Applied(Arc<Object>, Box<Status>),
+    /// Gone (or, in a cluster, marked for deletion).
+    Deleted(Key),
+    /// A Secret, ServiceAccount or ConfigMap changed: `namespace`, `name`.
+    Dependency(Arc<str>, Arc<str>),
+    /// Everything that was there at the start has been told.
+    Synced,
+}
+
+/// An event for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Normal, else Warning.
+    pub normal: bool,
+    /// CamelCase word.
+    pub reason: String,
+    /// Sentence.
+    pub message: String,
+}
+
+/// A future that a dyn trait can return.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Why a backend could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The status could not be kept.
+    #[error("cannot keep the status of {key}: {source}")]
+    Status {
+        /// Whose.
+        key: Key,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The objects could not be read at all.
+    #[error("cannot read the objects in {place}: {source}")]
+    Unreadable {
+        /// Where.
+        place: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The cluster's API refused or is away.
+    #[error("{0}")]
+    Api(String),
+}
+
+/// Where objects come from and their statuses go: a directory, later a cluster.
+pub trait Backend: Send + Sync + 'static {
+    /// The changes, from the first object on. Called once.
+    fn changes(&self) -> tokio::sync::mpsc::Receiver<Change>;
+    /// A Secret by name, in the object's own namespace.
+    fn secret<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<SecretObject>>, BackendError>>;
+    /// A ServiceAccount by name.
+    fn service_account<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>>;
+    /// Keeps a status; it is durable when this returns.
+    fn patch_status<'a>(&'a self, key: &'a Key, status: &'a Status) -> BoxFuture<'a, Result<(), BackendError>>;
+    /// Tells people.
+    fn event<'a>(&'a self, object: &'a Object, event: Event) -> BoxFuture<'a, ()>;
+    /// All objects with their kept statuses as Kubernetes would show them, sorted by kind, namespace, name, and the errors of
+    /// documents that could not be read.
+    fn list<'a>(&'a self) -> BoxFuture<'a, Listing>;
+}
+
+/// What `GET /v1/objects` shows.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Listing {
+    /// The objects.
+    pub items: Vec<Value>,
+    /// Documents that could not be used: where and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<DocumentError>,
+}
+
+/// A document that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DocumentError {
+    /// File name and document number, from 1.
+    pub place: String,
+    /// What is wrong and what to do.
+    pub error: String,
+}

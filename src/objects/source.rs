@@ -1,0 +1,242 @@
+//! The specs of the source kinds (`source.toolkit.fluxcd.io/v1`). Field by field as Flux's CRDs have them.
+
+use serde::{Deserialize, Serialize};
+
+use super::FluxDuration;
+
+/// `{name}`: something in the object's own namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LocalReference {
+    /// Its name.
+    pub name: String,
+}
+
+/// `spec.ref` of an OCIRepository: digest over semver over tag; none means `latest`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OciReference {
+    /// A digest.
+    pub digest: Option<String>,
+    /// A range of versions.
+    pub semver: Option<String>,
+    /// An RE2 expression that a tag must match, for `semver`.
+    pub semver_filter: Option<String>,
+    /// A tag.
+    pub tag: Option<String>,
+}
+
+/// `spec.layerSelector`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LayerSelector {
+    /// The first layer of exactly this media type; empty or absent: the first layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// `extract` (also when absent) or `copy`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+}
+
+/// `spec.verify`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Verification {
+    /// `cosign` or `notation`.
+    pub provider: Option<String>,
+    /// Keys.
+    pub secret_ref: Option<LocalReference>,
+    /// Identities for keyless verification.
+    #[serde(rename = "matchOIDCIdentity")]
+    pub match_oidc_identity: Vec<OidcIdentity>,
+    /// A Sigstore trusted root.
+    pub trusted_root_secret_ref: Option<LocalReference>,
+}
+
+/// One identity of keyless verification.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OidcIdentity {
+    /// RE2 expression.
+    pub issuer: String,
+    /// RE2 expression.
+    pub subject: String,
+}
+
+/// Spec of an OCIRepository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OciRepositorySpec {
+    /// `oci://…`, without tag or digest.
+    pub url: String,
+    /// Which manifest.
+    #[serde(rename = "ref", default)]
+    pub reference: Option<OciReference>,
+    /// Which layer.
+    #[serde(default)]
+    pub layer_selector: Option<LayerSelector>,
+    /// `generic`, `aws`, `azure`, `gcp`.
+    #[serde(default)]
+    pub provider: Option<String>,
+    /// A dockerconfigjson Secret.
+    #[serde(default)]
+    pub secret_ref: Option<LocalReference>,
+    /// Whose imagePullSecrets count.
+    #[serde(default)]
+    pub service_account_name: Option<String>,
+    /// `ca.crt`, `tls.crt`, `tls.key`.
+    #[serde(default)]
+    pub cert_secret_ref: Option<LocalReference>,
+    /// `address`, `username`, `password`.
+    #[serde(default)]
+    pub proxy_secret_ref: Option<LocalReference>,
+    /// Signatures.
+    #[serde(default)]
+    pub verify: Option<Verification>,
+    /// How often.
+    pub interval: FluxDuration,
+    /// For one pass; 60 s.
+    #[serde(default)]
+    pub timeout: Option<FluxDuration>,
+    /// gitignore text; absent is not the same as empty.
+    #[serde(default)]
+    pub ignore: Option<String>,
+    /// Plain http, or TLS without verification.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Leave it alone.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+/// `spec.ref` of a GitRepository.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GitReference {
+    /// With `oci://`: a tag.
+    pub branch: Option<String>,
+    /// A tag.
+    pub tag: Option<String>,
+    /// A range of versions.
+    pub semver: Option<String>,
+    /// `refs/tags/x` or `refs/heads/x`: a tag.
+    pub name: Option<String>,
+    /// With `oci://`: a digest.
+    pub commit: Option<String>,
+    /// The user's document may hold a digest outright.
+    pub digest: Option<String>,
+}
+
+/// Spec of a GitRepository. Only those with an `oci://` URL are Larder's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GitRepositorySpec {
+    /// `oci://…`.
+    pub url: String,
+    /// Which manifest.
+    #[serde(rename = "ref", default)]
+    pub reference: Option<GitReference>,
+    /// A dockerconfigjson Secret, or one with `username` and `password` (and `ca.crt`).
+    #[serde(default)]
+    pub secret_ref: Option<LocalReference>,
+    /// A proxy Secret.
+    #[serde(default)]
+    pub proxy_secret_ref: Option<LocalReference>,
+    /// Whose imagePullSecrets count.
+    #[serde(default)]
+    pub service_account_name: Option<String>,
+    /// `generic`, `azure`, `github`, …
+    #[serde(default)]
+    pub provider: Option<String>,
+    /// How often.
+    pub interval: FluxDuration,
+    /// For one pass; 60 s.
+    #[serde(default)]
+    pub timeout: Option<FluxDuration>,
+    /// gitignore text.
+    #[serde(default)]
+    pub ignore: Option<String>,
+    /// Leave it alone.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+/// Spec of a HelmRepository. Only `type: oci` is Larder's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HelmRepositorySpec {
+    /// `oci://…`.
+    pub url: String,
+    /// `oci` or `default`.
+    #[serde(rename = "type", default)]
+    pub kind: Option<String>,
+    /// dockerconfigjson, or `username` and `password`; legacy TLS keys.
+    #[serde(default)]
+    pub secret_ref: Option<LocalReference>,
+    /// `ca.crt`, `tls.crt`, `tls.key`.
+    #[serde(default)]
+    pub cert_secret_ref: Option<LocalReference>,
+    /// Cloud provider.
+    #[serde(default)]
+    pub provider: Option<String>,
+    /// Of no effect for OCI.
+    #[serde(default)]
+    pub interval: Option<FluxDuration>,
+    /// For one pass; 60 s.
+    #[serde(default)]
+    pub timeout: Option<FluxDuration>,
+    /// Plain http, or TLS without verification.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Of no effect for OCI.
+    #[serde(default)]
+    pub pass_credentials: bool,
+    /// Leave it alone.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+/// `{kind, name, namespace}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceReference {
+    /// Group and version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_version: Option<String>,
+    /// Kind.
+    pub kind: String,
+    /// Name.
+    pub name: String,
+    /// Namespace; the object's own if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+/// Spec of a HelmChart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HelmChartSpec {
+    /// The chart's name in the repository.
+    pub chart: String,
+    /// A version or a range; `*`.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// The HelmRepository.
+    pub source_ref: SourceReference,
+    /// How often.
+    pub interval: FluxDuration,
+    /// `ChartVersion` or `Revision`.
+    #[serde(default)]
+    pub reconcile_strategy: Option<String>,
+    /// Values files of the chart, merged into its `values.yaml`.
+    #[serde(default)]
+    pub values_files: Vec<String>,
+    /// Leave out values files that do not exist.
+    #[serde(default)]
+    pub ignore_missing_values_files: bool,
+    /// Signatures.
+    #[serde(default)]
+    pub verify: Option<Verification>,
+    /// Leave it alone.
+    #[serde(default)]
+    pub suspend: bool,
+}

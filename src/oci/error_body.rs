@@ -1,0 +1,1 @@
+//! The spec's JSON error bodies (distribution-spec 1.1, "Error Codes").

@@ -1,0 +1,1 @@
+//! Image configs (image-spec 1.1, "Image Configuration").

@@ -1,0 +1,1 @@
+//! The one way content enters the store.

@@ -1,0 +1,1 @@
+//! Integration tests of the library and the binary, in one binary.
