@@ -174,7 +174,7 @@ impl Registry {
         self.host == DOCKER_HUB && self.port.is_none()
     }
 
-    /// The host[:port] that answers the API: `docker.io` is served by `registry-1.docker.io`.
+    /// The `host[:port]` that answers the API: `docker.io` is served by `registry-1.docker.io`.
     pub fn api_authority(&self) -> String {
         if self.is_docker_hub() { DOCKER_HUB_API.to_string() } else { self.to_string() }
     }

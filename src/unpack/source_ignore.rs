@@ -37,7 +37,7 @@ pub const MAX_TEXT_BYTES: usize = 1 << 20;
 /// 1.5 s, so a core a third as fast still ends within 5 s.
 pub const MAX_STEPS: u64 = 1_000_000_000;
 /// What trying one pattern on one path costs at least, in steps.
-const STEPS_PER_PATTERN: u64 = 4;
+pub const STEPS_PER_PATTERN: u64 = 4;
 /// The longest line that Go's `bufio.Scanner` takes, in bytes, without its newline.
 const MAX_LINE_BYTES: usize = 65_535;
 
