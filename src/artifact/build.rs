@@ -8,8 +8,6 @@
 //! Any number of builds may run at once; each spools output over 16 MiB to an unnamed file and keeps the rest in
 //! memory. A crash leaves nothing: the rewritten blob appears only when it is complete and on the disk.
 
-use std::collections::BTreeMap;
-
 use super::{choose::Chosen, gzip::GzipWriter};
 pub use crate::unpack::tree::{Node, NodeKind, Tree, TreeError};
 use crate::{
@@ -20,14 +18,11 @@ use crate::{
         decompress::{Budget, Format, Limits},
         entries::{EntriesError, MAX_ENTRIES, Rewrite, Rules},
         overlay::{self, LayerError, Source},
-        source_ignore::IgnoreRules,
+        source_ignore::{self, IgnoreError, IgnoreRules},
         tar_writer::{self, Modes, What},
         tree,
     },
 };
-
-/// The largest `.sourceignore` file that is taken, in bytes.
-const MAX_IGNORE_FILE: u64 = 1 << 20;
 
 /// Caps on what a layer may expand to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,25 +71,20 @@ pub enum ArtifactError {
         /// Which one.
         digest: Digest,
         /// Why.
-        source: LayerError,
+        source: Box<LayerError>,
     },
     /// The layers cannot be laid over each other.
     #[error("the image's layers do not make a tree: {0}")]
-    Merge(#[source] LayerError),
-    /// An ignore file cannot be used.
-    #[error("the ignore file {path:?} has {bytes} bytes, the cap is {MAX_IGNORE_FILE}")]
-    IgnoreFile {
-        /// Its name in the artifact.
-        path: String,
-        /// Its length.
-        bytes: u64,
-    },
+    Merge(#[source] Box<LayerError>),
+    /// The artifact's ignore files or `spec.ignore` cannot be used.
+    #[error(transparent)]
+    Ignore(#[from] IgnoreError),
     /// The tree cannot be read back.
     #[error(transparent)]
     Tree(#[from] TreeError),
     /// The rewritten artifact cannot be kept.
     #[error("cannot keep the rewritten artifact: {0}")]
-    Store(#[from] StoreError),
+    Store(#[source] Box<StoreError>),
 }
 
 impl ArtifactError {
@@ -104,10 +94,16 @@ impl ArtifactError {
             Self::NoSuchLayer { .. } | Self::NoLayers | Self::Incomplete { .. } => Class::Layer,
             Self::Operation(_) => Class::Spec,
             Self::Layer { source, .. } | Self::Merge(source) => source.class(),
-            Self::IgnoreFile { .. } => Class::Limit,
+            Self::Ignore(error) => error.class(),
             Self::Tree(error) => error.class(),
             Self::Store(error) => error.class(),
         }
+    }
+}
+
+impl From<StoreError> for ArtifactError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
     }
 }
 
@@ -146,15 +142,14 @@ pub fn build(
     if chosen.copy {
         return Ok(Built { blob: first.clone(), passed_through: true, tree: None, dropped: 0 });
     }
-    let spool = store.root().join("spool");
-    let unpacked = unpack(layers, chosen.image, ignore, caps, Some(&spool))
+    let unpacked = unpack(layers, chosen.image, ignore, caps, Some(store))
         .map_err(|error| error.with_digest(|place| layers.get(place).unwrap_or(first).digest()))?;
     let blob = match &unpacked.pass_through {
         Ok(()) => first.clone(),
         Err(why) => {
             tracing::debug!(layer = %first.digest(), %why, "the artifact is rewritten");
             let mut scratch = store.scratch()?;
-            rewrite(&unpacked.tree, |bytes| scratch.write(bytes).map_err(ArtifactError::Store))?;
+            rewrite(&unpacked.tree, |bytes| scratch.write(bytes).map_err(ArtifactError::from))?;
             scratch.commit(Durability::Now)?
         }
     };
@@ -185,7 +180,7 @@ pub enum UnpackError {
 impl UnpackError {
     fn with_digest(self, digest: impl FnOnce(usize) -> Digest) -> ArtifactError {
         match self {
-            Self::Layer(place, source) => ArtifactError::Layer { digest: digest(place), source },
+            Self::Layer(place, source) => ArtifactError::Layer { digest: digest(place), source: Box::new(source) },
             Self::Other(error) => error,
         }
     }
@@ -204,13 +199,13 @@ pub fn unpack<S: Source>(
     image: bool,
     ignore: Option<&str>,
     caps: Caps,
-    spool: Option<&std::path::Path>,
+    spool: Option<&Store>,
 ) -> Result<Unpacked, UnpackError> {
     let budget = Budget::new(caps.total_bytes);
     let limits = Limits { bytes: caps.layer_bytes, shared: Some(&budget), spool, diff_id: false };
     let rules = Rules { image, entries: caps.entries };
     let opened = overlay::open_all(layers, &[], limits, rules).map_err(|(n, error)| UnpackError::Layer(n, error))?;
-    let merge_failed = |error| UnpackError::Other(ArtifactError::Merge(error));
+    let merge_failed = |error| UnpackError::Other(ArtifactError::Merge(Box::new(error)));
     let too_many = |error: EntriesError| UnpackError::Layer(0, error.into());
     let no = |why| Err(Rewrite { entry: String::new(), why });
 
@@ -237,29 +232,34 @@ pub fn unpack<S: Source>(
     };
     let mut tree = Tree::new(data, nodes);
     let rules = ignore_rules(&tree, ignore)?;
-    if let Some(node) = tree.nodes().iter().find(|node| rules.excludes(&node.path, node.is_dir())) {
-        if pass_through.is_ok() {
-            pass_through = Err(Rewrite { entry: node.path.to_string(), why: "is ignored" });
+    let mut ignored = Vec::new();
+    for (place, node) in tree.nodes().iter().enumerate() {
+        if rules.excludes(&*node.path, node.is_dir()).map_err(ArtifactError::Ignore)? {
+            ignored.push(place);
         }
-        tree.retain(|node| !rules.excludes(&node.path, node.is_dir())).map_err(too_many)?;
+    }
+    if let Some(first) = ignored.first().and_then(|place| tree.nodes().get(*place)) {
+        if pass_through.is_ok() {
+            pass_through = Err(Rewrite { entry: first.path.to_string(), why: "is ignored" });
+        }
+        tree.remove(&ignored);
     }
     Ok(Unpacked { tree, pass_through, dropped })
 }
 
-/// All `.sourceignore` files of the tree, those beneath `.git` apart, then `spec.ignore` (flux.md section 2, step 11).
+/// All `.sourceignore` files of the tree, then `spec.ignore` (flux.md section 2, step 11).
 fn ignore_rules(tree: &Tree, spec: Option<&str>) -> Result<IgnoreRules, ArtifactError> {
-    let mut files = BTreeMap::new();
+    let mut files = Vec::new();
     for node in tree.nodes().iter().filter(|node| !node.is_dir()) {
         let (directory, name) = node.path.rsplit_once('/').unwrap_or(("", &node.path));
-        if name != ".sourceignore" || directory.split('/').any(|component| component == ".git") {
-            continue;
+        if name == source_ignore::FILE_NAME {
+            if node.len() > source_ignore::MAX_TEXT_BYTES as u64 {
+                return Err(IgnoreError::TooLong(usize::try_from(node.len()).unwrap_or(usize::MAX)).into());
+            }
+            files.push((directory, tree.content(node)?));
         }
-        if node.len() > MAX_IGNORE_FILE {
-            return Err(ArtifactError::IgnoreFile { path: node.path.to_string(), bytes: node.len() });
-        }
-        files.insert(directory.to_string(), String::from_utf8_lossy(&tree.content(node)?).into_owned());
     }
-    Ok(IgnoreRules::build(files.iter().map(|(directory, text)| (directory.as_str(), text.as_str())), spec))
+    Ok(IgnoreRules::build(files.iter().map(|(directory, text)| (directory, &**text)), spec)?)
 }
 
 /// Writes a tree as the artifact that every consumer reads the same way: a gzip tar by the module's rules.
