@@ -8,16 +8,19 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
-    artifact::publish::Published,
+    artifact::{build::Caps, publish::Published},
     blocking,
-    config::Config,
-    objects::{Backend, BackendError, BoxFuture, Directory, Key, Listing, empty::Empty},
+    config::{Address, Config, HostPort},
+    objects::{
+        Backend, BackendError, BoxFuture, Change, Directory, Event, Key, Listing, Object, SecretObject, ServiceAccount, Status,
+    },
+    oci,
     pull::{PullError, Puller},
     reconciler::{self, NotDone, Reconciler},
-    registry::{Client, RegistryError},
+    registry::{self, Client, RegistryError},
     server::{Admin, Artifacts, Bound, Control, Handler, Limits, Refusal, Registry, listener::BindError, serve},
     shutdown::Shutdown,
     store::{Store, StoreError, UNREFERENCED_FOR},
@@ -52,6 +55,17 @@ pub enum NodeError {
     /// An address.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// An address that names nothing here.
+    #[error("cannot listen on {address}: {reason}; write IP:PORT, or a host name that this machine has")]
+    Address {
+        /// As configured.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// Settings of a later version.
+    #[error("this version does not do: {}; remove it from the command line, the environment or the file", .0.join(", "))]
+    Unsupported(Vec<&'static str>),
     /// The rules for upstreams.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -72,30 +86,38 @@ pub enum NodeError {
 impl Node {
     /// Starts a daemon; when this returns, every listener accepts.
     pub async fn start(config: Config, shutdown: Shutdown) -> Result<Self, NodeError> {
+        let unsupported = config.unsupported();
+        if !unsupported.is_empty() {
+            return Err(NodeError::Unsupported(unsupported));
+        }
         let root = config.data.clone();
         let store = blocking::io(move || Store::open(&root)).await?;
-        let [registry, artifacts, admin] = [&config.registry_listen, &config.artifact_listen, &config.admin_listen];
-        let (registry, artifacts, admin) = (Bound::bind(*registry)?, Bound::bind(*artifacts)?, Bound::bind(*admin)?);
+        let registry = bind(&config.registry_listen).await?;
+        let artifacts = bind(&config.artifact_listen).await?;
+        let admin = bind(&config.admin_listen).await?;
         let admin_token = match &config.admin_token_file {
             Some(path) => Some(read_token(path)?),
             None => None,
         };
-        let client = Client::new(config.registry_client())?;
+        let client = Client::new(client_config(&config))?;
         let puller = Puller::new(store.clone(), client)?;
         let backend: Arc<dyn Backend> = match &config.objects {
             Some(directory) => Arc::new(Directory::open(directory, &config.data).await?),
-            None => Arc::new(Empty::default()),
+            None => Arc::new(Nothing),
         };
         let published = Published::default();
+        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let mut insecure_registries: Vec<_> = config.insecure_registries.iter().filter_map(as_registry).collect();
+        // The embedded registry speaks plain http, and everybody who may write objects here may know it.
+        insecure_registries.extend(registry.address().to_string().parse::<oci::Registry>());
         let reconciling = reconciler::Config {
-            advertise: config.advertise(artifacts.address()),
+            advertise: config.artifact_base(artifacts.address(), &hostname),
             concurrency: config.concurrency,
-            insecure_registries: config.insecure_registries.clone(),
-            retention: config.artifact_retention_ttl,
+            insecure_registries,
+            retention: config.artifact_retention_ttl.get(),
             retention_records: config.artifact_retention_records,
-            caps: Default::default(),
+            caps: Caps::default(),
             kustomize_program: config.kustomize_program.clone(),
-            addresses: config.addresses(),
         };
         let (reconciler, changes) =
             Reconciler::load(backend, puller.clone(), published.clone(), reconciling, shutdown.clone()).await;
@@ -113,7 +135,7 @@ impl Node {
             let mut serving = node.serving.lock().await;
             listen(&mut serving, registry, Registry::new(store.clone()), &shutdown);
             listen(&mut serving, artifacts, Artifacts::new(store.clone(), published), &shutdown);
-            listen(&mut serving, admin, Admin::new(Arc::clone(&control), store.clone(), node.admin, admin_token), &shutdown);
+            listen(&mut serving, admin, Admin::new(control.clone(), store.clone(), node.admin, admin_token.as_ref()), &shutdown);
             serving.spawn(reconciler.run(changes));
             serving.spawn(sync(store.clone(), shutdown.clone()));
             serving.spawn(collect(control, shutdown));
@@ -176,6 +198,33 @@ fn read_token(path: &Path) -> Result<crate::secret::Secret, NodeError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| NodeError::AdminToken { path: path.display().to_string(), source })?;
     Ok(crate::secret::Secret::new(text.trim()))
+}
+
+/// Listens on the first of a name's addresses that can be.
+async fn bind(address: &Address) -> Result<Bound, NodeError> {
+    let wrong = |reason: String| NodeError::Address { address: address.to_string(), reason };
+    let found = tokio::net::lookup_host(address.to_string()).await.map_err(|e| wrong(e.to_string()))?;
+    let mut last = None;
+    for candidate in found {
+        match Bound::bind(candidate) {
+            Ok(bound) => return Ok(bound),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.map_or_else(|| wrong("it has no address".into()), NodeError::Bind))
+}
+
+fn as_registry(host: &HostPort) -> Option<oci::Registry> {
+    host.to_string().parse().ok()
+}
+
+fn client_config(config: &Config) -> registry::Config {
+    registry::Config {
+        egress_allow: config.egress_allow.iter().map(ToString::to_string).collect(),
+        egress_deny: config.egress_deny.iter().map(ToString::to_string).collect(),
+        token_realms: config.token_realms.iter().map(ToString::to_string).collect(),
+        ..registry::Config::default()
+    }
 }
 
 fn listen<H: Handler>(serving: &mut JoinSet<()>, bound: Bound, handler: H, shutdown: &Shutdown) {
@@ -254,5 +303,43 @@ impl Control for Controls {
             });
             serde_json::to_value(collected.await?).map_err(|e| e.to_string())
         })
+    }
+}
+
+/// No objects at all: a daemon that only serves its registry.
+struct Nothing;
+
+impl Backend for Nothing {
+    fn changes(&self) -> mpsc::Receiver<Change> {
+        let (send, receive) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let _ = send.send(Change::Synced).await;
+            send.closed().await;
+        });
+        receive
+    }
+
+    fn secret<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Option<Arc<SecretObject>>, BackendError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn service_account<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn patch_status<'a>(&'a self, _: &'a Key, _: &'a Status) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn event<'a>(&'a self, _: &'a Object, _: Event) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
+
+    fn list<'a>(&'a self) -> BoxFuture<'a, Listing> {
+        Box::pin(async { Listing::default() })
     }
 }

@@ -15,12 +15,12 @@ use super::{admin::Server, output, push, remote};
 use crate::{
     artifact::pack,
     blocking,
-    config::Config,
+    config::{Address, Config, Settings, Surroundings},
     digest::Digest,
     node::Node,
     oci::{Reference, Selector},
     registry::{Budget, Client, Credentials, Endpoint, Transport},
-    shutdown,
+    shutdown, telemetry,
 };
 
 /// The bundled example: the folder that is packaged.
@@ -75,10 +75,18 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let objects = tempfile::Builder::new().prefix("larder-objects-").tempdir()?;
     let signals = shutdown::Signals::catch()?;
     let (trigger, listening) = shutdown::channel();
-    let mut config = Config::quickstart(&data, objects.path());
-    if arguments.keep {
-        config.listen_on_defaults();
-    }
+    // Free ports, so that the story can be told beside a daemon that runs; with --keep the usual ones.
+    let any = || (!arguments.keep).then(|| Address::new("127.0.0.1", 0));
+    let settings = Settings {
+        data: Some(data),
+        objects: Some(objects.path().to_path_buf()),
+        registry_listen: any(),
+        artifact_listen: any(),
+        admin_listen: any(),
+        ..Settings::default()
+    };
+    let config = Config::resolve(settings, Settings::default(), &Surroundings::default())?;
+    telemetry::init(telemetry::LogFormat::Text, Some("warn"))?;
     let node = Node::start(config, listening).await?;
     let story = tell(&node, objects.path()).await;
     if story.is_ok() && arguments.keep {

@@ -1,9 +1,11 @@
 //! `larder serve`
 
-use std::io::Write as _;
+use std::{io::Write as _, path::PathBuf};
+
+use anyhow::Context as _;
 
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Settings, Surroundings},
     node::Node,
     shutdown, telemetry,
 };
@@ -13,13 +15,26 @@ use crate::{
 #[command(after_help = "Examples:\n  larder serve --objects ./objects\n  larder serve --config /etc/larder/larder.yaml\n  larder serve --objects ./objects --insecure-registry 127.0.0.1:5001")]
 pub struct Arguments {
     #[command(flatten)]
-    flags: config::Flags,
+    settings: Settings,
 }
 
 /// Runs the command.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let config = Config::load(arguments.flags, |name| std::env::var(name).ok())?;
-    telemetry::init(config.log_format, std::env::var("LARDER_LOG").ok().as_deref())?;
+    let file = match &arguments.settings.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            config::parse_file(path, &text)?
+        }
+        None => Settings::default(),
+    };
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let surroundings = Surroundings {
+        root: rustix::process::geteuid().is_root(),
+        xdg_data_home: variable("XDG_DATA_HOME"),
+        home: variable("HOME"),
+    };
+    let config = Config::resolve(arguments.settings, file, &surroundings)?;
+    telemetry::init(config.log_format.into(), std::env::var("LARDER_LOG").ok().as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(config));
     runtime.shutdown_background();

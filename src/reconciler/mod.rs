@@ -419,7 +419,9 @@ impl Shared {
                 tracing::warn!(%key, %error, "cannot remove the rendered file");
             }
         }
-        self.backend.forget(key).await;
+        if let Err(error) = self.backend.forget(key).await {
+            tracing::warn!(%key, %error, "cannot remove the kept status");
+        }
         metrics::forget_object(key.kind.name(), &key.namespace, &key.name);
         tracing::info!(%key, "deleted");
     }
