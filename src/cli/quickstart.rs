@@ -1,7 +1,6 @@
 //! `larder quickstart`: the whole story on one machine.
 
 use std::{
-    collections::BTreeMap,
     io::Read as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -160,11 +159,10 @@ async fn push_version(registry: &str, folder: &Path, tag: &str, image: &str) -> 
     let options = pack::Options {
         source: Some("https://example.com/my-app-config".into()),
         revision: Some(tag.into()),
-        annotations: BTreeMap::new(),
         ..pack::Options::default()
     };
     let from = folder.to_path_buf();
-    let packed = blocking::io(move || pack::pack_path(&from, &options)).await?;
+    let packed = blocking::io(move || pack::pack(pack::Input::Path(&from), &options)).await?;
     let reference = Reference::parse(&format!("oci://{registry}/my-app-config:{tag}"))?;
     let transport = Transport { plain_http: true, allow_loopback: true, ..Transport::default() };
     let at = remote::Opened {
