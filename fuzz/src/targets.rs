@@ -91,7 +91,7 @@ pub fn journal(data: &[u8]) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let digest = {
         let store = Store::open(folder.path()).expect("a new store");
-        let digest = Digest::of(CONTENT);
+        let digest = Digest::sha256(CONTENT);
         store.put(digest, CONTENT, Durability::Now).expect("put");
         digest
     };

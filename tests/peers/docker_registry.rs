@@ -103,7 +103,9 @@ impl DockerRegistry {
     pub fn send(&self, method: &str, path: &str, content_type: &str, body: &[u8]) -> http::Response {
         assert!(self.setup.tls.is_none(), "this client speaks no TLS: start a plain registry over the same folder");
         let url = if path.starts_with("http") { path.to_owned() } else { format!("http://{}{path}", self.host()) };
-        let mut headers = vec![("Content-Type", content_type)];
+        // Without it an OCI manifest is answered as 404.
+        let accept = format!("{OCI_MANIFEST}, {OCI_INDEX}, */*");
+        let mut headers = vec![("Content-Type", content_type), ("Accept", &accept)];
         let basic = self.setup.user.as_ref().map(|(user, password)| basic(user, password));
         if let Some(basic) = &basic {
             headers.push(("Authorization", basic));
@@ -235,7 +237,7 @@ fn launch(root: &Path, port: u16, setup: &Setup) -> Option<Child> {
     }
     let mut config = json!({
         "version": 0.1,
-        "log": { "level": "fatal", "accesslog": { "disabled": false } },
+        "log": { "level": "error", "accesslog": { "disabled": false } },
         "storage": { "filesystem": { "rootdirectory": root.join("storage") }, "delete": { "enabled": true } },
         "http": listen,
     });
@@ -280,4 +282,25 @@ fn log_file(root: &Path, port: u16) -> PathBuf {
 
 fn read_log(root: &Path, port: u16) -> String {
     String::from_utf8_lossy(&std::fs::read(log_file(root, port)).unwrap_or_default()).into_owned()
+}
+
+#[test]
+fn what_is_pushed_comes_back_also_after_a_restart() {
+    crate::need::need!("docker-registry", "htpasswd");
+    let root = tempfile::tempdir().expect("folder");
+    let user = Some(("user".to_owned(), "password".to_owned()));
+    let mut registry = DockerRegistry::start_with(root.path(), Setup { user, ..Setup::default() });
+    let pushed = registry.push_files("team/app", "v1", &fixtures::files(&[("a", "b")]));
+    let path = format!("/v2/team/app/manifests/{}", pushed.digest);
+    assert_eq!(registry.send("GET", &path, "", b"").body, pushed.manifest);
+    assert_eq!(http::get(&format!("http://{}{path}", registry.host())).status, 401);
+    registry.stop();
+    assert!(http::send("GET", &format!("http://{}{path}", registry.host()), &[], b"").is_err());
+    registry.resume();
+    assert_eq!(registry.send("GET", &path, "", b"").body, pushed.manifest);
+    assert!(std::fs::read(registry.blob_file(&pushed.layer)).is_ok());
+    eventually("three GETs in its log", || match registry.count(&[&format!("GET {path}")]) {
+        3 => Ok(()),
+        count => Err(format!("{count}: {:?}", registry.requests())),
+    });
 }

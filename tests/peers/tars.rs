@@ -134,6 +134,22 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Expect)> {
 }
 
 #[test]
+fn what_may_pass_through_is_the_same_to_every_reader() {
+    need!("python3", "tar");
+    let root = tempfile::tempdir().expect("folder");
+    let readers = Readers::new(root.path());
+    for (name, layer, expect) in cases() {
+        if let Expect::Same(files) = expect {
+            let wanted: Listing =
+                files.iter().map(|(path, bytes)| (path.clone(), sha256(bytes)[7..].to_owned())).collect();
+            for (reader, found) in readers.read(name, &layer) {
+                assert_eq!(found, wanted, "{reader} reads {name} differently");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_reader_finds_in_an_artifact_what_larder_published() {
     need!("docker-registry", "python3", "tar");
     let world = World::new();
