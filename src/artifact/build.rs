@@ -8,7 +8,7 @@
 //! Any number of builds may run at once; each spools output over 16 MiB to an unnamed file and keeps the rest in
 //! memory. A crash leaves nothing: the rewritten blob appears only when it is complete and on the disk.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{choose::Chosen, gzip::GzipWriter};
 pub use crate::unpack::tree::{Node, NodeKind, Tree, TreeError};
@@ -20,7 +20,7 @@ use crate::{
         decompress::{Budget, Format, Limits},
         entries::{EntriesError, MAX_ENTRIES, Rewrite, Rules},
         overlay::{self, LayerError, Source},
-        source_ignore::IgnoreRules,
+        source_ignore::{IgnoreError, IgnoreRules},
         tar_writer::{self, Modes, What},
         tree,
     },
@@ -89,6 +89,9 @@ pub enum ArtifactError {
         /// Its length.
         bytes: u64,
     },
+    /// The ignore rules are too much work.
+    #[error(transparent)]
+    Ignore(#[from] IgnoreError),
     /// The tree cannot be read back.
     #[error(transparent)]
     Tree(#[from] TreeError),
@@ -105,6 +108,7 @@ impl ArtifactError {
             Self::Operation(_) => Class::Spec,
             Self::Layer { source, .. } | Self::Merge(source) => source.class(),
             Self::IgnoreFile { .. } => Class::Limit,
+            Self::Ignore(error) => error.class(),
             Self::Tree(error) => error.class(),
             Self::Store(error) => error.class(),
         }
@@ -130,13 +134,22 @@ impl Built {
     }
 }
 
-/// Builds the artifact from layers that the store holds; `ignore` is `spec.ignore`. Synchronous and parallel: run it
+/// Whether files are ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ignoring<'a> {
+    /// Everything counts: what `larder pull` and charts want.
+    Nothing,
+    /// As Flux ignores: `.sourceignore` files and this `spec.ignore`, else the defaults.
+    AsFlux(Option<&'a str>),
+}
+
+/// Builds the artifact from layers that the store holds. Synchronous and parallel: run it
 /// behind `blocking::cpu`.
 pub fn build(
     store: &Store,
     chosen: &Chosen,
     layers: &[Blob],
-    ignore: Option<&str>,
+    ignoring: Ignoring<'_>,
     caps: Caps,
 ) -> Result<Built, ArtifactError> {
     if layers.len() != chosen.layers.len() {
@@ -147,8 +160,9 @@ pub fn build(
         return Ok(Built { blob: first.clone(), passed_through: true, tree: None, dropped: 0 });
     }
     let spool = store.root().join("spool");
-    let unpacked = unpack(layers, chosen.image, ignore, caps, Some(&spool))
-        .map_err(|error| error.with_digest(|place| layers.get(place).unwrap_or(first).digest()))?;
+    let digests: Vec<Digest> = layers.iter().map(Blob::digest).collect();
+    let unpacked =
+        unpack(layers, chosen.image, ignoring, caps, Some(&spool)).map_err(|error| error.of(&digests))?;
     let blob = match &unpacked.pass_through {
         Ok(()) => first.clone(),
         Err(why) => {
@@ -183,9 +197,13 @@ pub enum UnpackError {
 }
 
 impl UnpackError {
-    fn with_digest(self, digest: impl FnOnce(usize) -> Digest) -> ArtifactError {
+    /// The error, with the digest of the layer it is about out of `layers`.
+    pub fn of(self, layers: &[Digest]) -> ArtifactError {
         match self {
-            Self::Layer(place, source) => ArtifactError::Layer { digest: digest(place), source },
+            Self::Layer(place, source) => match layers.get(place) {
+                Some(digest) => ArtifactError::Layer { digest: *digest, source },
+                None => ArtifactError::Merge(source),
+            },
             Self::Other(error) => error,
         }
     }
@@ -202,7 +220,7 @@ impl From<ArtifactError> for UnpackError {
 pub fn unpack<S: Source>(
     layers: &[S],
     image: bool,
-    ignore: Option<&str>,
+    ignoring: Ignoring<'_>,
     caps: Caps,
     spool: Option<&std::path::Path>,
 ) -> Result<Unpacked, UnpackError> {
@@ -236,18 +254,28 @@ pub fn unpack<S: Source>(
         (nodes, dropped, data)
     };
     let mut tree = Tree::new(data, nodes);
-    let rules = ignore_rules(&tree, ignore)?;
-    if let Some(node) = tree.nodes().iter().find(|node| rules.excludes(&node.path, node.is_dir())) {
-        if pass_through.is_ok() {
-            pass_through = Err(Rewrite { entry: node.path.to_string(), why: "is ignored" });
+    if let Ignoring::AsFlux(spec) = ignoring {
+        let excluded = excluded(&tree, spec)?;
+        if let Some(first) = excluded.first().and_then(|place| tree.nodes().get(*place)) {
+            if pass_through.is_ok() {
+                pass_through = Err(Rewrite { entry: first.path.to_string(), why: "is ignored" });
+            }
+            let mut excluded = excluded.into_iter().peekable();
+            let mut place = 0;
+            tree.retain(|_| {
+                let keep = excluded.next_if_eq(&place).is_none();
+                place += 1;
+                keep
+            })
+            .map_err(too_many)?;
         }
-        tree.retain(|node| !rules.excludes(&node.path, node.is_dir())).map_err(too_many)?;
     }
     Ok(Unpacked { tree, pass_through, dropped })
 }
 
-/// All `.sourceignore` files of the tree, those beneath `.git` apart, then `spec.ignore` (flux.md section 2, step 11).
-fn ignore_rules(tree: &Tree, spec: Option<&str>) -> Result<IgnoreRules, ArtifactError> {
+/// The places of the nodes that are ignored: by all `.sourceignore` files of the tree, those beneath `.git` apart, then
+/// `spec.ignore` (flux.md section 2, step 11).
+fn excluded(tree: &Tree, spec: Option<&str>) -> Result<Vec<usize>, ArtifactError> {
     let mut files = BTreeMap::new();
     for node in tree.nodes().iter().filter(|node| !node.is_dir()) {
         let (directory, name) = node.path.rsplit_once('/').unwrap_or(("", &node.path));
@@ -257,26 +285,47 @@ fn ignore_rules(tree: &Tree, spec: Option<&str>) -> Result<IgnoreRules, Artifact
         if node.len() > MAX_IGNORE_FILE {
             return Err(ArtifactError::IgnoreFile { path: node.path.to_string(), bytes: node.len() });
         }
-        files.insert(directory.to_string(), String::from_utf8_lossy(&tree.content(node)?).into_owned());
+        files.insert(directory, tree.content(node)?);
     }
-    Ok(IgnoreRules::build(files.iter().map(|(directory, text)| (directory.as_str(), text.as_str())), spec))
+    let rules = IgnoreRules::build(files.iter().map(|(directory, text)| (*directory, &**text)), spec)?;
+    let mut excluded = Vec::new();
+    for (place, node) in tree.nodes().iter().enumerate() {
+        if rules.excludes(node.path.as_bytes(), node.is_dir())? {
+            excluded.push(place);
+        }
+    }
+    Ok(excluded)
 }
 
 /// Writes a tree as the artifact that every consumer reads the same way: a gzip tar by the module's rules.
 pub fn rewrite(tree: &Tree, write: impl FnMut(&[u8]) -> Result<(), ArtifactError>) -> Result<(), ArtifactError> {
+    rewrite_with(tree, &BTreeMap::new(), write)
+}
+
+/// As [`rewrite`], with other contents for some files; those that the tree has not are left out.
+pub fn rewrite_with(
+    tree: &Tree,
+    replaced: &BTreeMap<String, Vec<u8>>,
+    write: impl FnMut(&[u8]) -> Result<(), ArtifactError>,
+) -> Result<(), ArtifactError> {
     let mut gzip = GzipWriter::new(write);
     let mut buffer = Vec::with_capacity(4 << 10);
     tar_writer::header(&mut buffer, ".", What::Dir, Modes::ARTIFACT);
     for node in tree.nodes() {
+        let content = match replaced.get(&*node.path) {
+            Some(content) => Cow::Borrowed(&content[..]),
+            None => tree.content(node)?,
+        };
+        let len = content.len() as u64;
         let what = match node.kind {
             NodeKind::Dir => What::Dir,
-            NodeKind::File { executable, len, .. } => What::File { executable, len },
+            NodeKind::File { executable, .. } => What::File { executable, len },
         };
         tar_writer::header(&mut buffer, &node.path, what, Modes::ARTIFACT);
         gzip.write(&buffer)?;
         buffer.clear();
-        gzip.write(&tree.content(node)?)?;
-        tar_writer::pad(&mut buffer, node.len());
+        gzip.write(&content)?;
+        tar_writer::pad(&mut buffer, len);
     }
     buffer.extend_from_slice(&tar_writer::END);
     gzip.write(&buffer)?;
