@@ -7,7 +7,7 @@
 //! one stays. As long as a file holds a document of which it is not clear what it is about, nothing of that file is
 //! taken for deleted.
 //!
-//! **Changes** are seen by inotify, and by looking at every file's stamp each [`POLL`] where inotify sees nothing (a
+//! **Changes** are seen by inotify, and by looking at every file's stamp each 10 s where inotify sees nothing (a
 //! link that is swapped above DIR, a network file system). A burst of events is one load.
 //!
 //! **Format.** One record an object, `<data>/objects/<kind>/<namespace>/<name>.json`: metadata with the generation, the
@@ -309,7 +309,7 @@ impl Inner {
         let skip: HashSet<Key> = fresh.iter().map(|(key, _)| key.clone()).collect();
         let records = self.records.clone();
         let failed = blocking::io(move || {
-            fresh.iter().filter_map(|(key, record)| records.write(key, record, false).err()).last()
+            fresh.iter().fold(None, |failed, (key, record)| records.write(key, record, false).err().or(failed))
         })
         .await;
         let mut failure = failed.map(|source| source.to_string());
