@@ -27,7 +27,7 @@ use crate::{
     oci::{Descriptor, media_type},
     unpack::{
         entries::{BLOCK, MAX_DEPTH, MAX_NAME},
-        source_ignore::IgnoreRules,
+        source_ignore::{IgnoreError, IgnoreRules},
         tar_writer::{self, Modes, What},
     },
 };
@@ -63,7 +63,7 @@ pub enum Input<'a> {
 }
 
 /// What it is packed as.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ArtifactKind {
     /// Flux's artifact.
     #[default]
@@ -73,7 +73,7 @@ pub enum ArtifactKind {
 }
 
 /// How the layer is compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Compression {
     /// gzip, by the pinned encoder.
     #[default]
@@ -148,6 +148,9 @@ pub enum PackError {
     /// More than may be unpacked.
     #[error("there is too much to pack: {0}")]
     TooMuch(String),
+    /// The ignore rules are too much work.
+    #[error(transparent)]
+    Ignore(#[from] IgnoreError),
     /// The layer could not be compressed.
     #[error("cannot compress the layer")]
     Compress(#[source] io::Error),
@@ -167,6 +170,7 @@ impl PackError {
             Self::NotAFile(_) | Self::Created(_) | Self::Json(_) => Class::Client,
             Self::Name { .. } => Class::Tar,
             Self::TooMuch(_) => Class::Limit,
+            Self::Ignore(error) => error.class(),
         }
     }
 }
@@ -272,7 +276,13 @@ fn collect(input: Input<'_>, caps: Caps) -> Result<Content<'_>, PackError> {
     walk(path, &mut content)?;
     content.entries.sort_by(|a, b| a.path.cmp(&b.path));
     let rules = ignore_rules(&content)?;
-    content.entries.retain(|entry| !rules.excludes(&entry.path, entry.is_dir));
+    let mut kept = Vec::with_capacity(content.entries.len());
+    for entry in content.entries.drain(..) {
+        if !rules.excludes(entry.path.as_bytes(), entry.is_dir)? {
+            kept.push(entry);
+        }
+    }
+    content.entries = kept;
     with_parents(&mut content.entries);
     if let Some(entry) = content.entries.iter().find(|e| bad_name(&e.path).is_some()) {
         let why = bad_name(&entry.path).unwrap_or_default();
@@ -366,11 +376,11 @@ fn ignore_rules(content: &Content<'_>) -> Result<IgnoreRules, PackError> {
         let (directory, name) = entry.path.rsplit_once('/').unwrap_or(("", &entry.path));
         if name == ".sourceignore" {
             let text = read(entry, 1 << 20)?;
-            files.push((directory, String::from_utf8_lossy(&text).into_owned()));
+            files.push((directory, text));
         }
     }
-    let texts = files.iter().map(|(directory, text)| (*directory, text.as_str()));
-    Ok(IgnoreRules::build([("", EXTENSIONS)].into_iter().chain(texts), None))
+    let texts = files.iter().map(|(directory, text)| (*directory, text.as_slice()));
+    Ok(IgnoreRules::build([("", EXTENSIONS.as_bytes())].into_iter().chain(texts), None)?)
 }
 
 /// A file's bytes, at most `most`.

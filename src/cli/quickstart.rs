@@ -16,7 +16,7 @@ use crate::{
     blocking,
     config::{Address, Config, Settings, Surroundings},
     digest::Digest,
-    node::Node,
+    node::{self, Node},
     oci::{Reference, Selector},
     registry::{Budget, Client, Credentials, Endpoint, Transport},
     shutdown, telemetry,
@@ -86,7 +86,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let config = Config::resolve(settings, Settings::default(), &Surroundings::default())?;
     telemetry::init(telemetry::LogFormat::Text, Some("warn"))?;
-    let node = Node::start(config, listening).await?;
+    let node = Node::start(config, node::Surroundings::of_this_process()?, listening).await?;
     let story = tell(&node, objects.path()).await;
     if story.is_ok() && arguments.keep {
         println!("\nServing on; Ctrl-C ends it. Try, in another terminal:");

@@ -68,6 +68,15 @@ const QUEUE: usize = 1024;
 /// Records that are written at once: enough for a file system to put them into one commit.
 const WRITERS: usize = 16;
 
+/// The digests of all artifacts that kept statuses under `data` name, for a collection while no daemon runs.
+///
+/// # Errors
+/// What the disk says.
+pub fn kept_artifacts(data: &Path) -> std::io::Result<Vec<Digest>> {
+    let records = Records::new(data).load()?;
+    Ok(records.into_iter().filter_map(|(_, record)| record.status.artifact.map(|a| a.digest)).collect())
+}
+
 /// The objects of a directory. Dropping it ends the watching.
 pub struct Directory {
     inner: Arc<Inner>,

@@ -18,6 +18,7 @@ pub mod source;
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -27,6 +28,7 @@ use serde_json::Value;
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::{
+    apply::confine::Launcher,
     artifact::{build::Caps, publish::Published},
     blocking,
     flight::Flight,
@@ -55,8 +57,19 @@ pub struct Config {
     pub retention_records: usize,
     /// Caps on what layers may expand to.
     pub caps: Caps,
+    /// What renders Kustomizations that this process does not render itself.
+    pub rendering: Rendering,
+}
+
+/// What renders Kustomizations that this process does not render itself.
+#[derive(Clone, Debug)]
+pub struct Rendering {
     /// `--kustomize-program`.
-    pub kustomize_program: Option<PathBuf>,
+    pub program: Option<PathBuf>,
+    /// PATH, to look for a program in where none is named.
+    pub search: Option<OsString>,
+    /// How this program starts itself again to confine that one.
+    pub launcher: Launcher,
 }
 
 /// The reconciler; clones are handles on one.

@@ -62,7 +62,7 @@ use std::{
 pub use blob::Blob;
 pub use error::StoreError;
 pub use files::PoolFile;
-pub use gc::Collected;
+pub use gc::{Collected, UNREFERENCED_FOR};
 pub use ingest::{Durability, Ingest, Landing, Scratch, Spool};
 pub use lease::Lease;
 pub use links::{LocalRepository, ManifestRecord};

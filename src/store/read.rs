@@ -64,6 +64,11 @@ impl Store {
         self.get_checked(digest)
     }
 
+    /// The blob, if it is open already and unchanged since: what an async worker may ask itself. `None` says nothing.
+    pub fn get_open(&self, digest: &Digest) -> Option<Blob> {
+        self.0.handles.get(digest).filter(Blob::unchanged)
+    }
+
     /// Whether a file of this name is there, unverified: one `stat`.
     pub fn has(&self, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.0.layout.stat(&blob_path(digest))?.is_some_and(|stat| is_file(&stat)))
