@@ -1,1 +1,4 @@
 //! Integration tests of the library and the binary, in one binary.
+
+mod registry;
+mod support;
