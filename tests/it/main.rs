@@ -1,1 +1,3 @@
 //! Integration tests of the library and the binary, in one binary.
+
+mod server;
