@@ -1,0 +1,195 @@
+//! Why the store could not do it.
+
+use std::{io, path::PathBuf};
+
+use rustix::io::Errno;
+
+use crate::{class::Class, digest::Digest};
+
+/// Why the store could not do it. The sources hold what the system said.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No space, no inodes or no quota left. Nothing was kept of what was being written.
+    #[error("the disk is full: cannot {action} {}: free space there, or lower the store's byte budget", .path.display())]
+    Full {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file system refuses every write.
+    #[error("the file system is read-only: cannot {action} {}: mount it writable", .path.display())]
+    ReadOnlyFileSystem {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Any other failure of the disk or of the process's rights on it.
+    #[error("cannot {action} {}", .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has the store open.
+    #[error("the store {} is in use by {}: stop that process, or talk to it through its admin listener", .root.display(), holder(*.pid, .admin.as_deref()))]
+    Locked {
+        /// The data directory.
+        root: PathBuf,
+        /// The holder's process id, where it could be read.
+        pid: Option<u32>,
+        /// The holder's admin listener, where it has one.
+        admin: Option<String>,
+    },
+    /// A newer Larder wrote it.
+    #[error("the store {} has format {found}, written by {version}; this is larder {} and knows format {}: run that version or a newer one", .root.display(), env!("CARGO_PKG_VERSION"), super::lock::FORMAT)]
+    NewerFormat {
+        /// The data directory.
+        root: PathBuf,
+        /// The format's number.
+        found: u32,
+        /// Who wrote it.
+        version: String,
+    },
+    /// The `format` file says nothing that can be read.
+    #[error("{} does not name a store's format: is this a Larder data directory?", .path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The store was opened for reading only, and this would write.
+    #[error("the store {} is open for reading only", .root.display())]
+    OpenedReadOnly {
+        /// The data directory.
+        root: PathBuf,
+    },
+    /// More bytes came than were promised.
+    #[error("{digest} has more than the {size} bytes promised")]
+    TooLong {
+        /// The blob.
+        digest: Digest,
+        /// Its promised size in bytes.
+        size: u64,
+    },
+    /// Fewer bytes came than were promised.
+    #[error("{digest} has {actual} bytes, {size} were promised")]
+    TooShort {
+        /// The blob.
+        digest: Digest,
+        /// Its promised size in bytes.
+        size: u64,
+        /// What came.
+        actual: u64,
+    },
+    /// The bytes are not those of the name.
+    #[error("the bytes hash to {actual}, not to {expected}")]
+    WrongDigest {
+        /// The name.
+        expected: Digest,
+        /// What the bytes hash to.
+        actual: Digest,
+    },
+    /// What is held under this name turns bad again and again.
+    #[error("{digest} cannot be kept: what was linked is gone or changed at once; something else writes to {}", .root.display())]
+    Unstable {
+        /// The blob.
+        digest: Digest,
+        /// The data directory.
+        root: PathBuf,
+    },
+    /// A name that cannot be a path component here.
+    #[error("{name:?} cannot be the name of a {what}")]
+    Name {
+        /// What it should have named.
+        what: &'static str,
+        /// The name, at most 100 characters of it.
+        name: String,
+    },
+    /// A tag was to be pointed at a manifest that the repository has not.
+    #[error("repository {repository} has no manifest {digest}")]
+    NoManifest {
+        /// The local repository.
+        repository: String,
+        /// The manifest.
+        digest: Digest,
+    },
+}
+
+fn holder(pid: Option<u32>, admin: Option<&str>) -> String {
+    let pid = pid.map_or_else(|| "another process".to_string(), |pid| format!("process {pid}"));
+    match admin {
+        Some(admin) => format!("{pid} (admin listener {admin})"),
+        None => pid,
+    }
+}
+
+impl StoreError {
+    /// The class of failure.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Full { .. } | Self::ReadOnlyFileSystem { .. } | Self::Io { .. } | Self::Unstable { .. } => Class::Disk,
+            Self::Locked { .. } | Self::NewerFormat { .. } | Self::Format { .. } | Self::OpenedReadOnly { .. } => {
+                Class::Policy
+            }
+            Self::TooLong { .. } | Self::TooShort { .. } => Class::Size,
+            Self::WrongDigest { .. } => Class::Digest,
+            Self::Name { .. } => Class::Client,
+            Self::NoManifest { .. } => Class::NotFound,
+        }
+    }
+
+    /// Whether the disk is full: a push answers 507 then, a served miss goes through uncached.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+
+    pub(super) fn io(action: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        let (path, source) = (path.into(), source.into());
+        match Errno::from_io_error(&source) {
+            Some(Errno::NOSPC | Errno::DQUOT) => Self::Full { action, path, source },
+            Some(Errno::ROFS) => Self::ReadOnlyFileSystem { action, path, source },
+            _ => Self::Io { action, path, source },
+        }
+    }
+
+    pub(super) fn name(what: &'static str, name: &str) -> Self {
+        Self::Name { what, name: name.chars().take(100).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_s_word_decides_the_variant_and_every_variant_of_the_disk_has_its_class() {
+        for (errno, full, read_only) in [
+            (Errno::NOSPC, true, false),
+            (Errno::DQUOT, true, false),
+            (Errno::ROFS, false, true),
+            (Errno::IO, false, false),
+        ] {
+            let error = StoreError::io("write", "/x", errno);
+            assert_eq!(error.is_full(), full, "{errno}");
+            assert_eq!(matches!(error, StoreError::ReadOnlyFileSystem { .. }), read_only, "{errno}");
+            assert_eq!(error.class(), Class::Disk);
+        }
+    }
+
+    #[test]
+    fn the_holder_is_named() {
+        let error = StoreError::Locked { root: "/data".into(), pid: Some(7), admin: Some("127.0.0.1:9440".into()) };
+        assert!(error.to_string().contains("process 7 (admin listener 127.0.0.1:9440)"), "{error}");
+    }
+}
