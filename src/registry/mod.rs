@@ -245,6 +245,13 @@ impl Client {
         })))
     }
 
+    /// Whether a registry of this name may be contacted, as far as its name alone tells: an address is held against the
+    /// rules, and names that lead to this machine or to the API server are known. Other names are judged when they are
+    /// looked up, at each connection.
+    pub fn permits(&self, registry: &Registry) -> Result<(), &'static str> {
+        self.0.rules.check_name(registry)
+    }
+
     /// HEAD of a manifest. A registry that does not state the digest is [`RegistryError::NoDigest`]: a GET can tell.
     pub async fn resolve(
         &self,

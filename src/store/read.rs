@@ -64,7 +64,8 @@ impl Store {
         self.get_checked(digest)
     }
 
-    /// The blob, if it is open already and unchanged since: what an async worker may ask itself. `None` says nothing.
+    /// The blob, if it is open already and still the file that was found right: one `fstat` of an open file, which does
+    /// not wait for the disk. For async code, which falls back on [`Store::get`] behind `blocking::io`.
     pub fn get_open(&self, digest: &Digest) -> Option<Blob> {
         self.0.handles.get(digest).filter(Blob::unchanged)
     }

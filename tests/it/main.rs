@@ -2,4 +2,5 @@
 
 mod layering;
 mod registry;
+mod server;
 mod support;
