@@ -166,7 +166,7 @@ impl Node {
         let control = Arc::new(Controls { reconciler: reconciler.clone(), store: store.clone(), puller });
         {
             let mut serving = node.serving.lock().await;
-            listen(&mut serving, registry, Registry::new(store.clone()), &shutdown);
+            listen(&mut serving, registry, Registry::new(store.clone(), config.local_repositories()), &shutdown);
             listen(&mut serving, artifacts, Artifacts::new(store.clone(), published), &shutdown);
             listen(&mut serving, admin, Admin::new(control.clone(), store.clone(), node.admin, admin_token.as_ref()), &shutdown);
             serving.spawn(reconciler.run(changes));

@@ -122,8 +122,8 @@ async fn tell(node: &Node, objects: &Path) -> anyhow::Result<()> {
         teller.step(format_args!("fetched the {}'s artifact, its digest is right", text(&source["kind"])));
         teller.detail(url);
     }
-    let (file, rendered) = rendered(node, &server, &format!("v1.0.0@{first}"), IMAGES[0]).await?;
-    teller.step(format_args!("rendered the Kustomization: {} lines in {}", rendered.lines().count(), file.display()));
+    let (file, yaml) = rendered(node, &server, &format!("v1.0.0@{first}"), IMAGES[0]).await?;
+    teller.step(format_args!("rendered the Kustomization: {} lines in {}", yaml.lines().count(), file.display()));
 
     let second = push_version(&registry, folder.path(), "v1.0.1", IMAGES[1]).await?;
     teller.step("pushed v1.0.1, and named it in the GitRepository; the OCIRepository follows its range of versions");

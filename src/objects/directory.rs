@@ -51,7 +51,7 @@ use super::{
     manifest::{Content, DependencyKind},
     schema,
 };
-use crate::blocking;
+use crate::{blocking, digest::Digest};
 
 /// How often the files' stamps are looked at, whatever inotify says: 1,000 files take about 2 ms.
 const POLL: Duration = Duration::from_secs(10);

@@ -33,7 +33,7 @@ use crate::{
     blocking,
     flight::Flight,
     metrics,
-    objects::{Backend, Change, Event, Key, Kind, Object, Spec, Status},
+    objects::{Backend, BoxFuture, Change, Event, Key, Kind, Object, Spec, Status},
     oci::Registry,
     pull::Puller,
     shutdown::Shutdown,
@@ -363,19 +363,23 @@ impl Shared {
     async fn refuse(self: &Arc<Self>, object: &Arc<Object>, refused: Refused) {
         source::record_refusal(self, object, &refused).await;
         if let Some(delay) = refused.retry {
-            let (shared, key) = (Arc::clone(self), object.key.clone());
-            let epoch = self.lock().objects.get(&key).map(|e| e.epoch);
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = tokio::time::sleep(delay) => {}
-                    () = shared.shutdown.wait() => return,
-                }
-                let same = shared.lock().objects.get(&key).is_some_and(|e| Some(e.epoch) == epoch && e.group.is_none());
-                if same {
-                    Box::pin(shared.admit(&key)).await;
-                }
-            });
+            let epoch = self.lock().objects.get(&object.key).map(|e| e.epoch);
+            tokio::spawn(Self::admit_later(Arc::clone(self), object.key.clone(), epoch, delay));
         }
+    }
+
+    /// Boxed: it is spawned by what it calls.
+    fn admit_later(self: Arc<Self>, key: Key, epoch: Option<u64>, delay: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = self.shutdown.wait() => return,
+            }
+            let same = self.lock().objects.get(&key).is_some_and(|e| Some(e.epoch) == epoch && e.group.is_none());
+            if same {
+                self.admit(&key).await;
+            }
+        })
     }
 
     /// Re-admits the charts of a HelmRepository, and wakes the Kustomizations of a source or Kustomization.

@@ -8,6 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::error::RegistryError;
+use crate::oci::Registry;
 
 /// A network in CIDR notation; a bare address is itself alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,24 @@ impl Rules {
             || host == "kubernetes.default"
             || host == "kubernetes.default.svc"
             || host.starts_with("kubernetes.default.svc.")
+    }
+
+    /// Whether a registry may be named at all; else why not. Loopback is fine as an address, and only as one.
+    pub(super) fn check_name(&self, registry: &Registry) -> Result<(), &'static str> {
+        if let Some(address) = registry.ip_literal() {
+            return self.check(address, Permission { loopback: true, private: true });
+        }
+        let host = registry.host().trim_end_matches('.');
+        if self.names_api_server(host) {
+            return Err("the Kubernetes API server is never contacted");
+        }
+        if host == "localhost" || host.ends_with(".localhost") {
+            return self.check(IpAddr::V4(Ipv4Addr::LOCALHOST), Permission { loopback: false, private: true });
+        }
+        if host == "metadata.google.internal" {
+            return Err(METADATA);
+        }
+        Ok(())
     }
 
     /// Whether `--egress-allow` names this address (and `--egress-deny` does not).

@@ -157,8 +157,8 @@ pub struct Config {
     pub egress_allow: Vec<String>,
     /// `--egress-deny`, CIDRs.
     pub egress_deny: Vec<String>,
-    /// `tokenRealms`: hosts that may be realms for credentials of another host: (registry, realm host).
-    pub token_realms: Vec<(String, String)>,
+    /// `tokenRealms`: hosts, with or without port, that get credentials although a registry on another domain names them.
+    pub token_realms: Vec<String>,
     /// The API server's host (`KUBERNETES_SERVICE_HOST`), never contacted.
     pub api_server: Option<String>,
     /// The environment's proxies, for transports that name none.
