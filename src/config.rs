@@ -1,1 +1,197 @@
-//! config
+//! The configuration of `larder serve`.
+//!
+//! Each setting is declared once, as a field of [`Settings`]: its flag, its environment variable, its key in the file,
+//! its text in `--help` and in the JSON schema come from there. A flag goes before the environment, that before the
+//! file, that before the default. The environment is read by the command line only; nothing below this module does.
+
+mod check;
+mod settings;
+mod values;
+
+use std::path::{Path, PathBuf};
+
+pub use check::{ConfigError, ConfigErrors, check};
+pub use settings::{
+    AccessRule, RegistrySettings, Settings, StoreSettings, TagRule, TlsSettings, UpstreamMode, UpstreamSettings,
+};
+pub use values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag};
+
+use crate::{objects::FluxDuration, telemetry::LogFormat};
+
+/// What is served, from where, and how much.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where everything is kept.
+    pub data: PathBuf,
+    /// The registry listener.
+    pub registry_listen: Address,
+    /// The artifact listener.
+    pub artifact_listen: Address,
+    /// The admin listener.
+    pub admin_listen: Address,
+    /// How the artifact listener is named in statuses; its own address if absent.
+    pub artifact_advertise: Option<Advertise>,
+    /// The directory of objects.
+    pub objects: Option<PathBuf>,
+    /// Reconcile the cluster's objects.
+    pub kubernetes: bool,
+    /// Only objects with these labels.
+    pub watch_label_selector: Option<String>,
+    /// Mirrored registries, those of the flags last.
+    pub upstreams: Vec<UpstreamSettings>,
+    /// Listeners for one upstream each.
+    pub mirror_listen: Vec<MirrorListen>,
+    /// Registries that may be spoken to in plain http.
+    pub insecure_registries: Vec<HostPort>,
+    /// Addresses that may be contacted against the rules.
+    pub egress_allow: Vec<Cidr>,
+    /// Addresses that may not be contacted.
+    pub egress_deny: Vec<Cidr>,
+    /// Token services that registries may name on other domains.
+    pub token_realms: Vec<HostPort>,
+    /// The byte budget of what is cached; none if absent.
+    pub store_max_bytes: Option<ByteSize>,
+    /// Bytes of the disk that stay free.
+    pub store_headroom_bytes: Option<ByteSize>,
+    /// How long a tag's digest is good.
+    pub tag_ttl: FluxDuration,
+    /// How long an absence is good.
+    pub negative_ttl: FluxDuration,
+    /// Reconciles at once.
+    pub concurrency: usize,
+    /// How long a superseded artifact is served at least.
+    pub artifact_retention_ttl: FluxDuration,
+    /// How many artifacts of one object are kept, the current one among them.
+    pub artifact_retention_records: usize,
+    /// The file with the admin listener's token.
+    pub admin_token_file: Option<PathBuf>,
+    /// The `kustomize` or `kubectl` to run; looked for on PATH if absent.
+    pub kustomize_program: Option<PathBuf>,
+    /// How logs are written.
+    pub log_format: LogFormat,
+    /// The registry listener's own settings.
+    pub registry: RegistrySettings,
+}
+
+/// What the command line found out about its surroundings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Whether it runs as root.
+    pub root: bool,
+    /// `XDG_DATA_HOME`.
+    pub xdg_data_home: Option<PathBuf>,
+    /// `HOME`.
+    pub home: Option<PathBuf>,
+}
+
+impl Surroundings {
+    /// Where data is kept unless it is said: `/var/lib/larder` for root, else `larder` in the user's data folder
+    /// (XDG Base Directory: an absolute `$XDG_DATA_HOME`, else `~/.local/share`).
+    pub fn data(&self) -> PathBuf {
+        if self.root {
+            return "/var/lib/larder".into();
+        }
+        let absolute = |path: &Option<PathBuf>| path.clone().filter(|p| p.is_absolute());
+        absolute(&self.xdg_data_home)
+            .or_else(|| absolute(&self.home).map(|home| home.join(".local/share")))
+            .map_or_else(|| "/var/lib/larder".into(), |base| base.join("larder"))
+    }
+}
+
+impl Config {
+    /// What flags (with the environment) and file together make.
+    ///
+    /// # Errors
+    /// What each setting alone does not show: a mirror listener for an upstream that is none, a HOST twice, and such.
+    pub fn resolve(flags: Settings, file: Settings, surroundings: &Surroundings) -> Result<Self, ConfigErrors> {
+        let settings = flags.over(file);
+        check::together(&settings)?;
+        let mut upstreams = settings.upstreams;
+        for flag in settings.upstream {
+            upstreams.retain(|u| u.host != flag.host);
+            upstreams.push(UpstreamSettings::new(flag.host, flag.url));
+        }
+        let address = |port| Address::new("127.0.0.1", port);
+        Ok(Self {
+            data: settings.data.unwrap_or_else(|| surroundings.data()),
+            registry_listen: settings.registry_listen.unwrap_or_else(|| address(5000)),
+            artifact_listen: settings.artifact_listen.unwrap_or_else(|| address(9790)),
+            admin_listen: settings.admin_listen.unwrap_or_else(|| address(9440)),
+            artifact_advertise: settings.artifact_advertise,
+            objects: settings.objects,
+            kubernetes: settings.kubernetes.unwrap_or(false),
+            watch_label_selector: settings.watch_label_selector,
+            upstreams,
+            mirror_listen: settings.mirror_listen,
+            insecure_registries: settings.insecure_registry,
+            egress_allow: settings.egress_allow,
+            egress_deny: settings.egress_deny,
+            token_realms: settings.token_realms,
+            store_max_bytes: settings.store_max_bytes.or(settings.store.max_bytes),
+            store_headroom_bytes: settings.store.headroom_bytes,
+            tag_ttl: settings.tag_ttl.unwrap_or_else(|| FluxDuration::from_secs(60)),
+            negative_ttl: settings.negative_ttl.unwrap_or_else(|| FluxDuration::from_secs(30)),
+            concurrency: settings.concurrency.map_or(16, |n| n.get().into()),
+            artifact_retention_ttl: settings.artifact_retention_ttl.unwrap_or_else(|| FluxDuration::from_secs(60)),
+            artifact_retention_records: settings.artifact_retention_records.map_or(2, |n| n.get().into()),
+            admin_token_file: settings.admin_token_file,
+            kustomize_program: settings.kustomize_program,
+            log_format: settings.log_format.unwrap_or_default(),
+            registry: settings.registry,
+        })
+    }
+
+    /// The settings that are made but of no effect in this version, each as it is written in the file: `larder serve`
+    /// refuses to start with any of them, since a limit or an access rule that is passed over is worse than none.
+    pub fn unsupported(&self) -> Vec<&'static str> {
+        let registry = &self.registry;
+        [
+            ("kubernetes", self.kubernetes),
+            ("watchLabelSelector", self.watch_label_selector.is_some()),
+            ("upstreams", !self.upstreams.is_empty()),
+            ("mirrorListen", !self.mirror_listen.is_empty()),
+            ("store.maxBytes", self.store_max_bytes.is_some()),
+            ("store.headroomBytes", self.store_headroom_bytes.is_some()),
+            ("tagTtl", self.tag_ttl != FluxDuration::from_secs(60)),
+            ("negativeTtl", self.negative_ttl != FluxDuration::from_secs(30)),
+            ("registry.tls", registry.tls.is_some()),
+            ("registry.htpasswd", registry.htpasswd.is_some()),
+            ("registry.token", registry.token.is_some()),
+            ("registry.access", !registry.access.is_empty()),
+        ]
+        .into_iter()
+        .filter_map(|(name, set)| set.then_some(name))
+        .collect()
+    }
+
+    /// Whether repositories of its own accept pushes: as told, else only while no upstream is configured.
+    pub fn local_repositories(&self) -> bool {
+        self.registry.local_repositories.unwrap_or(self.upstreams.is_empty())
+    }
+
+    /// The base of all artifact URLs, without a slash at its end: as advertised, else the address on which the
+    /// artifact listener really listens, `0.0.0.0` and `::` being replaced by the machine's name.
+    pub fn artifact_base(&self, listening: std::net::SocketAddr, hostname: &str) -> String {
+        match &self.artifact_advertise {
+            Some(advertise) => advertise.base(),
+            None if listening.ip().is_unspecified() => format!("http://{hostname}:{}", listening.port()),
+            None => format!("http://{listening}"),
+        }
+    }
+}
+
+/// The JSON schema of the configuration file, for `larder config schema`.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Settings).to_value()
+}
+
+/// Reads a configuration file's text; `name` is for messages.
+///
+/// # Errors
+/// Everything that [`check`] finds.
+pub fn parse_file(name: &Path, text: &str) -> Result<Settings, ConfigErrors> {
+    check::parse(text).map_err(|errors| errors.of(name))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,379 @@
-//! node
+//! The composition root: builds a daemon from its configuration, starts it, and drains it.
+//!
+//! Start-up order: the store (its lock is what keeps a second process out), the objects with their kept statuses, the
+//! artifacts that these name, then the listeners. So nothing that a status names is ever answered with 404, and no
+//! upstream is asked before the daemon is ready. Drain order: listeners stop accepting and end what is under way, passes
+//! stop, the store is synced and its counters noted.
+
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::{sync::mpsc, task::JoinSet};
+
+use crate::{
+    apply::confine::Launcher,
+    artifact::{build::Caps, publish::Published},
+    blocking,
+    config::{Address, Config, HostPort},
+    objects::{
+        Backend, BackendError, BoxFuture, Change, Directory, Event, Key, Listing, Object, SecretObject, ServiceAccount, Status,
+    },
+    oci,
+    pull::{PullError, Puller},
+    reconciler::{self, NotDone, Reconciler, Rendering},
+    registry::{self, Client, ProxyEnvironment, RegistryError},
+    server::{Admin, Artifacts, Bound, Control, Handler, Limits, Refusal, Registry, listener::BindError, serve},
+    shutdown::Shutdown,
+    store::{Store, StoreError, UNREFERENCED_FOR},
+};
+
+/// How often what was written without a sync is made durable.
+const SYNC: Duration = Duration::from_secs(5);
+/// As long as less than this waits to be synced, [`SYNC`] decides when.
+const SYNC_BYTES: u64 = 64 << 20;
+/// How often garbage is collected.
+const COLLECT: Duration = Duration::from_secs(3_600);
+
+/// A running daemon.
+pub struct Node {
+    store: Store,
+    registry: SocketAddr,
+    artifacts: SocketAddr,
+    admin: SocketAddr,
+    shutdown: Shutdown,
+    serving: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+/// What a daemon must know of the process around it, which only the command line reads.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// PATH.
+    pub search: Option<OsString>,
+    /// This program.
+    pub program: PathBuf,
+    /// The environment's proxies.
+    pub proxies: ProxyEnvironment,
+}
+
+impl Surroundings {
+    /// This process's.
+    pub fn of_this_process() -> std::io::Result<Self> {
+        Ok(Self {
+            search: std::env::var_os("PATH"),
+            program: std::env::current_exe()?,
+            proxies: ProxyEnvironment::read(|name| std::env::var(name).ok()),
+        })
+    }
+}
+
+/// Why a daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The objects.
+    #[error(transparent)]
+    Objects(#[from] BackendError),
+    /// An address.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// An address that names nothing here.
+    #[error("cannot listen on {address}: {reason}; write IP:PORT, or a host name that this machine has")]
+    Address {
+        /// As configured.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// Settings of a later version.
+    #[error("this version does not do: {}; remove it from the command line, the environment or the file", .0.join(", "))]
+    Unsupported(Vec<&'static str>),
+    /// The rules for upstreams.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// What is kept about pulls.
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    /// The admin token.
+    #[error("cannot read the admin token from {path}: {source}")]
+    AdminToken {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Node {
+    /// Starts a daemon; when this returns, every listener accepts.
+    pub async fn start(config: Config, surroundings: Surroundings, shutdown: Shutdown) -> Result<Self, NodeError> {
+        let unsupported = config.unsupported();
+        if !unsupported.is_empty() {
+            return Err(NodeError::Unsupported(unsupported));
+        }
+        let root = config.data.clone();
+        let store = blocking::io(move || Store::open(&root)).await?;
+        let registry = bind(&config.registry_listen).await?;
+        let artifacts = bind(&config.artifact_listen).await?;
+        let admin = bind(&config.admin_listen).await?;
+        let admin_token = match &config.admin_token_file {
+            Some(path) => Some(read_token(path)?),
+            None => None,
+        };
+        let client = Client::new(client_config(&config, surroundings.proxies))?;
+        let puller = Puller::new(store.clone(), client)?;
+        let backend: Arc<dyn Backend> = match &config.objects {
+            Some(directory) => Arc::new(Directory::open(directory, &config.data).await?),
+            None => Arc::new(Nothing),
+        };
+        let published = Published::default();
+        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let mut insecure_registries: Vec<_> = config.insecure_registries.iter().filter_map(as_registry).collect();
+        // The embedded registry speaks plain http, and everybody who may write objects here may know it.
+        insecure_registries.extend(registry.address().to_string().parse::<oci::Registry>());
+        let reconciling = reconciler::Config {
+            advertise: config.artifact_base(artifacts.address(), &hostname),
+            concurrency: config.concurrency,
+            insecure_registries,
+            retention: config.artifact_retention_ttl.get(),
+            retention_records: config.artifact_retention_records,
+            caps: Caps::default(),
+            rendering: Rendering {
+                program: config.kustomize_program.clone(),
+                search: surroundings.search,
+                launcher: Launcher::own(surroundings.program),
+            },
+        };
+        let (reconciler, changes) =
+            Reconciler::load(backend, puller.clone(), published.clone(), reconciling, shutdown.clone()).await;
+        let node = Self {
+            registry: registry.address(),
+            artifacts: artifacts.address(),
+            admin: admin.address(),
+            store: store.clone(),
+            shutdown: shutdown.clone(),
+            serving: tokio::sync::Mutex::default(),
+        };
+        store.set_admin_address(Some(&node.admin.to_string()))?;
+        let control = Arc::new(Controls { reconciler: reconciler.clone(), store: store.clone(), puller });
+        {
+            let mut serving = node.serving.lock().await;
+            listen(&mut serving, registry, Registry::new(store.clone(), config.local_repositories()), &shutdown);
+            listen(&mut serving, artifacts, Artifacts::new(store.clone(), published), &shutdown);
+            listen(&mut serving, admin, Admin::new(control.clone(), store.clone(), node.admin, admin_token.as_ref()), &shutdown);
+            serving.spawn(reconciler.run(changes));
+            serving.spawn(sync(store.clone(), shutdown.clone()));
+            serving.spawn(collect(control, shutdown));
+        }
+        tracing::info!(registry = %node.registry, artifacts = %node.artifacts, admin = %node.admin, "ready");
+        Ok(node)
+    }
+
+    /// The one line that says so on stdout.
+    pub fn ready_line(&self) -> Value {
+        json!({
+            "ready": true,
+            "registry": self.registry.to_string(),
+            "artifacts": self.artifacts.to_string(),
+            "admin": self.admin.to_string(),
+        })
+    }
+
+    /// The registry listener's address.
+    pub fn registry(&self) -> SocketAddr {
+        self.registry
+    }
+
+    /// The artifact listener's address.
+    pub fn artifacts(&self) -> SocketAddr {
+        self.artifacts
+    }
+
+    /// The admin listener's address.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        self.store.root()
+    }
+
+    /// Returns when the shutdown begins.
+    pub async fn shutdown_begun(&self) {
+        self.shutdown.wait().await;
+    }
+
+    /// Returns when the shutdown has begun and everything has ended; the store is closed then.
+    pub async fn drained(&self) {
+        let mut serving = self.serving.lock().await;
+        while let Some(ended) = serving.join_next().await {
+            if let Err(error) = ended {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+        let store = self.store.clone();
+        if let Err(error) = blocking::io(move || store.close()).await {
+            tracing::warn!(%error, "the store could not be closed; the next start verifies more");
+        }
+    }
+}
+
+fn read_token(path: &Path) -> Result<crate::secret::Secret, NodeError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| NodeError::AdminToken { path: path.display().to_string(), source })?;
+    Ok(crate::secret::Secret::new(text.trim()))
+}
+
+/// Listens on the first of a name's addresses that can be.
+async fn bind(address: &Address) -> Result<Bound, NodeError> {
+    let wrong = |reason: String| NodeError::Address { address: address.to_string(), reason };
+    let found = tokio::net::lookup_host(address.to_string()).await.map_err(|e| wrong(e.to_string()))?;
+    let mut last = None;
+    for candidate in found {
+        match Bound::bind(candidate) {
+            Ok(bound) => return Ok(bound),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.map_or_else(|| wrong("it has no address".into()), NodeError::Bind))
+}
+
+fn as_registry(host: &HostPort) -> Option<oci::Registry> {
+    host.to_string().parse().ok()
+}
+
+fn client_config(config: &Config, proxies: ProxyEnvironment) -> registry::Config {
+    registry::Config {
+        egress_allow: config.egress_allow.iter().map(ToString::to_string).collect(),
+        egress_deny: config.egress_deny.iter().map(ToString::to_string).collect(),
+        token_realms: config.token_realms.iter().map(ToString::to_string).collect(),
+        proxies,
+        ..registry::Config::default()
+    }
+}
+
+fn listen<H: Handler>(serving: &mut JoinSet<()>, bound: Bound, handler: H, shutdown: &Shutdown) {
+    serving.spawn(serve(bound, Arc::new(handler), Limits::default(), shutdown.clone()));
+}
+
+/// Makes what was written durable, every few seconds or 64 MiB.
+async fn sync(store: Store, shutdown: Shutdown) {
+    let mut since = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            () = shutdown.wait() => return,
+        }
+        if since.elapsed() < SYNC && store.pending_bytes() < SYNC_BYTES {
+            continue;
+        }
+        let syncing = store.clone();
+        if let Err(error) = blocking::io(move || syncing.sync_pending()).await {
+            tracing::error!(%error, "what was written last may not survive a power loss; it is hashed before it is served");
+        }
+        since = tokio::time::Instant::now();
+    }
+}
+
+/// Collects garbage every hour.
+async fn collect(control: Arc<Controls>, shutdown: Shutdown) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(COLLECT) => {}
+            () = shutdown.wait() => return,
+        }
+        match control.collect().await {
+            Ok(collected) => tracing::info!(%collected, "collected garbage"),
+            Err(error) => tracing::warn!(error, "cannot collect garbage; the next try is in an hour"),
+        }
+    }
+}
+
+/// What the admin listener may ask.
+struct Controls {
+    reconciler: Reconciler,
+    store: Store,
+    puller: Puller,
+}
+
+impl Control for Controls {
+    fn ready(&self) -> bool {
+        // It is asked through a listener that was bound after the statuses were loaded.
+        true
+    }
+
+    fn list(&self) -> BoxFuture<'_, Listing> {
+        self.reconciler.backend().list()
+    }
+
+    fn reconcile<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Value, Refusal>> {
+        Box::pin(async move {
+            self.reconciler.reconcile(key).await.map_err(|not_done| match not_done {
+                NotDone::Unknown => Refusal::Unknown,
+                NotDone::Suspended => Refusal::Suspended,
+                NotDone::Timeout => Refusal::Timeout,
+            })?;
+            self.reconciler.shown(key).await.ok_or(Refusal::Unknown)
+        })
+    }
+
+    fn collect(&self) -> BoxFuture<'_, Result<Value, String>> {
+        Box::pin(async move {
+            let (store, reconciler, grants) = (self.store.clone(), self.reconciler.clone(), self.puller.grants().clone());
+            let collected = blocking::io(move || {
+                let collected = store.collect(|| reconciler.roots(), UNREFERENCED_FOR).map_err(|e| e.to_string())?;
+                let held = |digest: &_| store.has(digest).unwrap_or(true);
+                grants.sweep(held).map_err(|e| format!("cannot sweep the marks of fetched blobs: {e}"))?;
+                Ok::<_, String>(collected)
+            });
+            serde_json::to_value(collected.await?).map_err(|e| e.to_string())
+        })
+    }
+}
+
+/// No objects at all: a daemon that only serves its registry.
+struct Nothing;
+
+impl Backend for Nothing {
+    fn changes(&self) -> mpsc::Receiver<Change> {
+        let (send, receive) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let _ = send.send(Change::Synced).await;
+            send.closed().await;
+        });
+        receive
+    }
+
+    fn secret<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Option<Arc<SecretObject>>, BackendError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn service_account<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn patch_status<'a>(&'a self, _: &'a Key, _: &'a Status) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn event<'a>(&'a self, _: &'a Object, _: Event) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
+
+    fn list<'a>(&'a self) -> BoxFuture<'a, Listing> {
+        Box::pin(async { Listing::default() })
+    }
+}

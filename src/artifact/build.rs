@@ -8,6 +8,8 @@
 //! Any number of builds may run at once; each spools output over 16 MiB to an unnamed file and keeps the rest in
 //! memory. A crash leaves nothing: the rewritten blob appears only when it is complete and on the disk.
 
+use std::{borrow::Cow, collections::BTreeMap};
+
 use super::{choose::Chosen, gzip::GzipWriter};
 pub use crate::unpack::tree::{Node, NodeKind, Tree, TreeError};
 use crate::{
@@ -126,13 +128,21 @@ impl Built {
     }
 }
 
-/// Builds the artifact from layers that the store holds; `ignore` is `spec.ignore`. Synchronous and parallel: run it
-/// behind `blocking::cpu`.
+/// Whether files are ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ignoring<'a> {
+    /// Everything counts: what `larder pull` and charts want.
+    Nothing,
+    /// As Flux ignores: `.sourceignore` files and this `spec.ignore`, else the defaults.
+    AsFlux(Option<&'a str>),
+}
+
+/// Builds the artifact from layers that the store holds. Synchronous and parallel: run it behind `blocking::cpu`.
 pub fn build(
     store: &Store,
     chosen: &Chosen,
     layers: &[Blob],
-    ignore: Option<&str>,
+    ignoring: Ignoring<'_>,
     caps: Caps,
 ) -> Result<Built, ArtifactError> {
     if layers.len() != chosen.layers.len() {
@@ -142,8 +152,8 @@ pub fn build(
     if chosen.copy {
         return Ok(Built { blob: first.clone(), passed_through: true, tree: None, dropped: 0 });
     }
-    let unpacked = unpack(layers, chosen.image, ignore, caps, Some(store))
-        .map_err(|error| error.with_digest(|place| layers.get(place).unwrap_or(first).digest()))?;
+    let digests: Vec<Digest> = layers.iter().map(Blob::digest).collect();
+    let unpacked = unpack(layers, chosen.image, ignoring, caps, Some(store)).map_err(|error| error.of(&digests))?;
     let blob = match &unpacked.pass_through {
         Ok(()) => first.clone(),
         Err(why) => {
@@ -178,9 +188,13 @@ pub enum UnpackError {
 }
 
 impl UnpackError {
-    fn with_digest(self, digest: impl FnOnce(usize) -> Digest) -> ArtifactError {
+    /// The error, with the digest of the layer it is about out of `layers`.
+    pub fn of(self, layers: &[Digest]) -> ArtifactError {
         match self {
-            Self::Layer(place, source) => ArtifactError::Layer { digest: digest(place), source: Box::new(source) },
+            Self::Layer(place, source) => match layers.get(place) {
+                Some(digest) => ArtifactError::Layer { digest: *digest, source: Box::new(source) },
+                None => ArtifactError::Merge(Box::new(source)),
+            },
             Self::Other(error) => error,
         }
     }
@@ -197,7 +211,7 @@ impl From<ArtifactError> for UnpackError {
 pub fn unpack<S: Source>(
     layers: &[S],
     image: bool,
-    ignore: Option<&str>,
+    ignoring: Ignoring<'_>,
     caps: Caps,
     spool: Option<&Store>,
 ) -> Result<Unpacked, UnpackError> {
@@ -231,20 +245,28 @@ pub fn unpack<S: Source>(
         (nodes, dropped, data)
     };
     let mut tree = Tree::new(data, nodes);
-    let rules = ignore_rules(&tree, ignore)?;
+    if let Ignoring::AsFlux(spec) = ignoring {
+        let ignored = ignored(&tree, spec)?;
+        if let Some(first) = ignored.first().and_then(|place| tree.nodes().get(*place)) {
+            if pass_through.is_ok() {
+                pass_through = Err(Rewrite { entry: first.path.to_string(), why: "is ignored" });
+            }
+            tree.remove(&ignored);
+        }
+    }
+    Ok(Unpacked { tree, pass_through, dropped })
+}
+
+/// The places of the nodes that are ignored.
+fn ignored(tree: &Tree, spec: Option<&str>) -> Result<Vec<usize>, ArtifactError> {
+    let rules = ignore_rules(tree, spec)?;
     let mut ignored = Vec::new();
     for (place, node) in tree.nodes().iter().enumerate() {
-        if rules.excludes(&*node.path, node.is_dir()).map_err(ArtifactError::Ignore)? {
+        if rules.excludes(&*node.path, node.is_dir())? {
             ignored.push(place);
         }
     }
-    if let Some(first) = ignored.first().and_then(|place| tree.nodes().get(*place)) {
-        if pass_through.is_ok() {
-            pass_through = Err(Rewrite { entry: first.path.to_string(), why: "is ignored" });
-        }
-        tree.remove(&ignored);
-    }
-    Ok(Unpacked { tree, pass_through, dropped })
+    Ok(ignored)
 }
 
 /// All `.sourceignore` files of the tree, then `spec.ignore` (flux.md section 2, step 11).
@@ -264,19 +286,33 @@ fn ignore_rules(tree: &Tree, spec: Option<&str>) -> Result<IgnoreRules, Artifact
 
 /// Writes a tree as the artifact that every consumer reads the same way: a gzip tar by the module's rules.
 pub fn rewrite(tree: &Tree, write: impl FnMut(&[u8]) -> Result<(), ArtifactError>) -> Result<(), ArtifactError> {
+    rewrite_with(tree, &BTreeMap::new(), write)
+}
+
+/// As [`rewrite`], with other contents for some files; those that the tree has not are left out.
+pub fn rewrite_with(
+    tree: &Tree,
+    replaced: &BTreeMap<String, Vec<u8>>,
+    write: impl FnMut(&[u8]) -> Result<(), ArtifactError>,
+) -> Result<(), ArtifactError> {
     let mut gzip = GzipWriter::new(write);
     let mut buffer = Vec::with_capacity(4 << 10);
     tar_writer::header(&mut buffer, ".", What::Dir, Modes::ARTIFACT);
     for node in tree.nodes() {
+        let content = match replaced.get(&*node.path) {
+            Some(content) => Cow::Borrowed(&content[..]),
+            None => tree.content(node)?,
+        };
+        let len = content.len() as u64;
         let what = match node.kind {
             NodeKind::Dir => What::Dir,
-            NodeKind::File { executable, len, .. } => What::File { executable, len },
+            NodeKind::File { executable, .. } => What::File { executable, len },
         };
         tar_writer::header(&mut buffer, &node.path, what, Modes::ARTIFACT);
         gzip.write(&buffer)?;
         buffer.clear();
-        gzip.write(&tree.content(node)?)?;
-        tar_writer::pad(&mut buffer, node.len());
+        gzip.write(&content)?;
+        tar_writer::pad(&mut buffer, len);
     }
     buffer.extend_from_slice(&tar_writer::END);
     gzip.write(&buffer)?;

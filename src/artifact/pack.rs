@@ -61,7 +61,7 @@ pub enum Input<'a> {
 }
 
 /// What it is packed as.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ArtifactKind {
     /// Flux's artifact.
     #[default]
@@ -71,7 +71,7 @@ pub enum ArtifactKind {
 }
 
 /// How the layer is compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Compression {
     /// gzip, by the pinned encoder.
     #[default]

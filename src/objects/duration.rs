@@ -1,7 +1,8 @@
 //! Durations as Kubernetes and Flux write them: `1h30m`, `500ms` (Go's `time.ParseDuration`).
 
-use std::{str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A duration that keeps how it was written.
@@ -15,6 +16,16 @@ impl FluxDuration {
     /// The length.
     pub fn get(&self) -> Duration {
         self.value
+    }
+
+    /// Whole seconds: for defaults.
+    pub fn from_secs(seconds: u32) -> Self {
+        Self { text: format!("{seconds}s"), value: Duration::from_secs(seconds.into()) }
+    }
+
+    /// As it was written.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 }
 
@@ -44,6 +55,23 @@ impl FromStr for FluxDuration {
             return Err(wrong());
         }
         Ok(Self { text: text.into(), value: Duration::from_secs_f64(seconds) })
+    }
+}
+
+impl fmt::Display for FluxDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The pattern of Flux's CRDs.
+impl JsonSchema for FluxDuration {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$" })
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{FluxDuration, source::SourceReference};
 
 /// Labels and annotations for every object.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CommonMetadata {
     /// Labels.
@@ -18,7 +19,7 @@ pub struct CommonMetadata {
 }
 
 /// One entry of `spec.images`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Image {
     /// The name to replace.
@@ -35,8 +36,9 @@ pub struct Image {
 }
 
 /// Spec of a Kustomization.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["interval", "prune", "sourceRef"]))]
 pub struct KustomizationSpec {
     /// The source.
     pub source_ref: SourceReference,
@@ -55,18 +57,22 @@ pub struct KustomizationSpec {
     #[serde(default)]
     pub prune: bool,
     /// `none`, `client`, `server`.
+    #[schemars(extend("enum" = ["none", "client", "server"]))]
     #[serde(default)]
     pub validation: Option<String>,
     /// Namespace for every namespaced object.
+    #[schemars(extend("minLength" = 1, "maxLength" = 63))]
     #[serde(default)]
     pub target_namespace: Option<String>,
     /// Labels and annotations for every object.
     #[serde(default)]
     pub common_metadata: Option<CommonMetadata>,
     /// Name prefix for every object.
+    #[schemars(extend("minLength" = 1, "maxLength" = 200))]
     #[serde(default)]
     pub name_prefix: Option<String>,
     /// Name suffix for every object.
+    #[schemars(extend("minLength" = 1, "maxLength" = 200))]
     #[serde(default)]
     pub name_suffix: Option<String>,
     /// Image replacements.
@@ -112,6 +118,7 @@ pub struct KustomizationSpec {
     #[serde(default)]
     pub kube_config: Option<Value>,
     /// What becomes of the objects when this goes.
+    #[schemars(extend("enum" = ["MirrorPrune", "Delete", "WaitForTermination", "Orphan"]))]
     #[serde(default)]
     pub deletion_policy: Option<String>,
     /// Leave it alone.
@@ -120,7 +127,7 @@ pub struct KustomizationSpec {
 }
 
 /// `{name, namespace}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceOptional {
     /// Name.

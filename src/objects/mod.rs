@@ -3,21 +3,27 @@
 
 pub mod condition;
 pub mod directory;
+pub mod documents;
 pub mod duration;
 pub mod kustomization;
+pub mod manifest;
+pub mod schema;
 pub mod source;
 pub mod status;
+pub mod view;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use condition::{Condition, ConditionStatus};
+pub use condition::{Condition, ConditionStatus, Conditions};
+pub use directory::{Directory, kept_artifacts};
 pub use duration::FluxDuration;
 pub use kustomization::KustomizationSpec;
 pub use source::{GitRepositorySpec, HelmChartSpec, HelmRepositorySpec, OciRepositorySpec};
 pub use status::{Artifact, Inventory, InventoryEntry, Status};
+pub use view::{SourceView, Wanted, as_source};
 
 use crate::secret::Secret;
 
@@ -187,6 +193,13 @@ pub struct ServiceAccount {
     pub image_pull_secrets: Vec<String>,
 }
 
+/// A ConfigMap's data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigMap {
+    /// `data`, verbatim.
+    pub data: BTreeMap<String, String>,
+}
+
 /// What became of an object, as its backend saw it.
 #[derive(Clone, Debug)]
 pub enum Change {
@@ -256,7 +269,22 @@ pub trait Backend: Send + Sync + 'static {
         namespace: &'a str,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>>;
-    /// Keeps a status; it is durable when this returns.
+    /// A ConfigMap by name.
+    fn config_map<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<ConfigMap>>, BackendError>> {
+        let _ = (namespace, name);
+        Box::pin(async { Ok(None) })
+    }
+    /// Says that everything that an object left behind is gone, after a [`Change::Deleted`]: what the backend kept
+    /// of it goes too. Of no effect for an object that is there.
+    fn forget<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {
+        let _ = key;
+        Box::pin(async { Ok(()) })
+    }
+    /// Keeps a status; it is durable when this returns. Of no effect for an object that is gone.
     fn patch_status<'a>(&'a self, key: &'a Key, status: &'a Status) -> BoxFuture<'a, Result<(), BackendError>>;
     /// Tells people.
     fn event<'a>(&'a self, object: &'a Object, event: Event) -> BoxFuture<'a, ()>;
@@ -278,7 +306,7 @@ pub struct Listing {
 /// A document that could not be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DocumentError {
-    /// File name and document number, from 1.
+    /// File name, document number from 1, and the line where it is known: `apps.yaml, document 2, line 7`.
     pub place: String,
     /// What is wrong and what to do.
     pub error: String,

@@ -1,18 +1,26 @@
 //! The specs of the source kinds (`source.toolkit.fluxcd.io/v1`). Field by field as Flux's CRDs have them.
 
+//!
+//! The JSON schemas that these types carry are the CRDs' own patterns, enumerations and defaults: documents from a
+//! directory are held against them (`schema.rs`), so that a file and an API server refuse the same things.
+
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::FluxDuration;
 
+/// The pattern of every `timeout` of a source: hours are not allowed.
+const TIMEOUT: &str = r"^([0-9]+(\.[0-9]+)?(ms|s|m))+$";
+
 /// `{name}`: something in the object's own namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct LocalReference {
     /// Its name.
     pub name: String,
 }
 
 /// `spec.ref` of an OCIRepository: digest over semver over tag; none means `latest`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OciReference {
     /// A digest.
@@ -26,22 +34,24 @@ pub struct OciReference {
 }
 
 /// `spec.layerSelector`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LayerSelector {
     /// The first layer of exactly this media type; empty or absent: the first layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
     /// `extract` (also when absent) or `copy`.
+    #[schemars(extend("enum" = ["extract", "copy"]))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
 }
 
 /// `spec.verify`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Verification {
     /// `cosign` or `notation`.
+    #[schemars(extend("enum" = ["cosign", "notation"], "default" = "cosign"))]
     pub provider: Option<String>,
     /// Keys.
     pub secret_ref: Option<LocalReference>,
@@ -53,7 +63,7 @@ pub struct Verification {
 }
 
 /// One identity of keyless verification.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct OidcIdentity {
     /// RE2 expression.
@@ -63,10 +73,11 @@ pub struct OidcIdentity {
 }
 
 /// Spec of an OCIRepository.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OciRepositorySpec {
     /// `oci://…`, without tag or digest.
+    #[schemars(extend("pattern" = "^oci://.*$"))]
     pub url: String,
     /// Which manifest.
     #[serde(rename = "ref", default)]
@@ -75,6 +86,7 @@ pub struct OciRepositorySpec {
     #[serde(default)]
     pub layer_selector: Option<LayerSelector>,
     /// `generic`, `aws`, `azure`, `gcp`.
+    #[schemars(extend("enum" = ["generic", "aws", "azure", "gcp"], "default" = "generic"))]
     #[serde(default)]
     pub provider: Option<String>,
     /// A dockerconfigjson Secret.
@@ -95,6 +107,7 @@ pub struct OciRepositorySpec {
     /// How often.
     pub interval: FluxDuration,
     /// For one pass; 60 s.
+    #[schemars(extend("pattern" = TIMEOUT, "default" = "60s"))]
     #[serde(default)]
     pub timeout: Option<FluxDuration>,
     /// gitignore text; absent is not the same as empty.
@@ -109,7 +122,7 @@ pub struct OciRepositorySpec {
 }
 
 /// `spec.ref` of a GitRepository.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct GitReference {
     /// With `oci://`: a tag.
@@ -127,10 +140,11 @@ pub struct GitReference {
 }
 
 /// Spec of a GitRepository. Only those with an `oci://` URL are Larder's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GitRepositorySpec {
     /// `oci://…`.
+    #[schemars(extend("pattern" = "^(oci|http|https|ssh)://.*$"))]
     pub url: String,
     /// Which manifest.
     #[serde(rename = "ref", default)]
@@ -145,11 +159,13 @@ pub struct GitRepositorySpec {
     #[serde(default)]
     pub service_account_name: Option<String>,
     /// `generic`, `azure`, `github`, …
+    #[schemars(extend("enum" = ["generic", "azure", "github"]))]
     #[serde(default)]
     pub provider: Option<String>,
     /// How often.
     pub interval: FluxDuration,
     /// For one pass; 60 s.
+    #[schemars(extend("pattern" = TIMEOUT, "default" = "60s"))]
     #[serde(default)]
     pub timeout: Option<FluxDuration>,
     /// gitignore text.
@@ -161,12 +177,14 @@ pub struct GitRepositorySpec {
 }
 
 /// Spec of a HelmRepository. Only `type: oci` is Larder's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HelmRepositorySpec {
     /// `oci://…`.
+    #[schemars(extend("pattern" = "^(http|https|oci)://.*$"))]
     pub url: String,
     /// `oci` or `default`.
+    #[schemars(extend("enum" = ["default", "oci"]))]
     #[serde(rename = "type", default)]
     pub kind: Option<String>,
     /// dockerconfigjson, or `username` and `password`; legacy TLS keys.
@@ -176,12 +194,14 @@ pub struct HelmRepositorySpec {
     #[serde(default)]
     pub cert_secret_ref: Option<LocalReference>,
     /// Cloud provider.
+    #[schemars(extend("enum" = ["generic", "aws", "azure", "gcp"], "default" = "generic"))]
     #[serde(default)]
     pub provider: Option<String>,
     /// Of no effect for OCI.
     #[serde(default)]
     pub interval: Option<FluxDuration>,
     /// For one pass; 60 s.
+    #[schemars(extend("pattern" = TIMEOUT))]
     #[serde(default)]
     pub timeout: Option<FluxDuration>,
     /// Plain http, or TLS without verification.
@@ -196,7 +216,7 @@ pub struct HelmRepositorySpec {
 }
 
 /// `{kind, name, namespace}`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceReference {
     /// Group and version.
@@ -212,12 +232,13 @@ pub struct SourceReference {
 }
 
 /// Spec of a HelmChart.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HelmChartSpec {
     /// The chart's name in the repository.
     pub chart: String,
     /// A version or a range; `*`.
+    #[schemars(extend("default" = "*"))]
     #[serde(default)]
     pub version: Option<String>,
     /// The HelmRepository.
@@ -225,6 +246,7 @@ pub struct HelmChartSpec {
     /// How often.
     pub interval: FluxDuration,
     /// `ChartVersion` or `Revision`.
+    #[schemars(extend("enum" = ["ChartVersion", "Revision"], "default" = "ChartVersion"))]
     #[serde(default)]
     pub reconcile_strategy: Option<String>,
     /// Values files of the chart, merged into its `values.yaml`.

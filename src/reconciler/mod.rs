@@ -1,1 +1,493 @@
-//! The passes.
+//! From objects as desired to artifacts as served, without knowing where objects come from.
+//!
+//! One loop takes the backend's changes. A source object is admitted (its spec read, its Secrets looked up) and joins the
+//! [`group`] of all objects that name the same thing the same way; the group's task probes, pulls and passes over its members
+//! ([`source`]). A Kustomization has a task of its own ([`kustomization`]), woken by its source. Statuses are written by the
+//! one place that also publishes, [`Shared::conclude`], in the order: blob durable, URL fetchable, tree there, status kept. A
+//! result whose object changed, was suspended or went meanwhile is dropped.
+//!
+//! After a crash nothing has to be repaired: statuses name artifacts that the store holds, and what was half done is done again.
+
+pub mod backoff;
+pub mod desired;
+pub mod group;
+pub mod helm;
+pub mod kustomization;
+mod retention;
+pub mod source;
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::{
+    apply::confine::Launcher,
+    artifact::{build::Caps, publish::Published},
+    blocking,
+    flight::Flight,
+    metrics,
+    objects::{Backend, BoxFuture, Change, Event, Key, Kind, Object, Spec, Status},
+    oci::Registry,
+    pull::Puller,
+    shutdown::Shutdown,
+};
+use desired::{Desired, Refused};
+use group::{Demand, Group, Groups};
+use kustomization::Task;
+
+/// What the reconciler is told by the installation.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// In front of every artifact's path: `http://host:port`, without a slash at the end.
+    pub advertise: String,
+    /// How many passes at most are under way for one registry.
+    pub concurrency: usize,
+    /// Registries (host[:port] as named) that may be spoken to over plain http, for kinds that have no `insecure` field.
+    pub insecure_registries: Vec<Registry>,
+    /// How long a superseded artifact stays fetchable at least.
+    pub retention: Duration,
+    /// How many artifacts of an object, the current one included, stay fetchable at least.
+    pub retention_records: usize,
+    /// Caps on what layers may expand to.
+    pub caps: Caps,
+    /// What renders Kustomizations that this process does not render itself.
+    pub rendering: Rendering,
+}
+
+/// What renders Kustomizations that this process does not render itself.
+#[derive(Clone, Debug)]
+pub struct Rendering {
+    /// `--kustomize-program`.
+    pub program: Option<PathBuf>,
+    /// PATH, to look for a program in where none is named.
+    pub search: Option<OsString>,
+    /// How this program starts itself again to confine that one.
+    pub launcher: Launcher,
+}
+
+/// The reconciler; clones are handles on one.
+#[derive(Clone)]
+pub struct Reconciler(Arc<Shared>);
+
+/// What all passes share.
+pub struct Shared {
+    backend: Arc<dyn Backend>,
+    puller: Puller,
+    published: Published,
+    config: Config,
+    shutdown: Shutdown,
+    state: Mutex<State>,
+    groups: Groups,
+    hosts: Mutex<HashMap<Registry, Arc<Semaphore>>>,
+    synced: watch::Sender<bool>,
+    builds: Flight<source::BuildKey, Result<Arc<source::Obtained>, Arc<source::Failure>>>,
+}
+
+#[derive(Default)]
+struct State {
+    objects: HashMap<Key, Entry>,
+}
+
+struct Entry {
+    object: Arc<Object>,
+    status: Status,
+    /// The spec's meaning, for source kinds that were admitted.
+    desired: Option<Arc<Desired>>,
+    /// The group that a source belongs to.
+    group: Option<Arc<Group>>,
+    /// The task of a Kustomization.
+    task: Option<Task>,
+    /// Rises with every change, so that what was begun before it is dropped.
+    epoch: u64,
+    /// One writer of the kept status at a time: a pass that ends cannot bring back what was deleted meanwhile.
+    gate: Arc<AsyncMutex<()>>,
+    retained: retention::Retained,
+}
+
+/// Why a requested pass was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotDone {
+    /// There is no such object.
+    Unknown,
+    /// It is suspended.
+    Suspended,
+    /// It lasted longer than `spec.timeout`.
+    Timeout,
+}
+
+impl Reconciler {
+    /// Takes all objects that are there now from the backend and publishes what their kept statuses name; the passes begin
+    /// with [`Reconciler::run`].
+    pub async fn load(
+        backend: Arc<dyn Backend>,
+        puller: Puller,
+        published: Published,
+        config: Config,
+        shutdown: Shutdown,
+    ) -> (Self, tokio::sync::mpsc::Receiver<Change>) {
+        let shared = Arc::new(Shared {
+            backend,
+            puller,
+            published,
+            config,
+            shutdown,
+            state: Mutex::default(),
+            groups: Groups::default(),
+            hosts: Mutex::default(),
+            synced: watch::Sender::new(false),
+            builds: Flight::default(),
+        });
+        let mut changes = shared.backend.changes();
+        while let Some(change) = changes.recv().await {
+            match change {
+                Change::Synced => break,
+                Change::Applied(object, status) => shared.adopt(object, *status).await,
+                Change::Deleted(key) => shared.remove(&key).await,
+                Change::Dependency(..) => {}
+            }
+        }
+        (Self(shared), changes)
+    }
+
+    /// Reconciles until the shutdown.
+    pub async fn run(self, mut changes: tokio::sync::mpsc::Receiver<Change>) {
+        let shared = self.0;
+        let all: Vec<Key> = shared.lock().objects.keys().cloned().collect();
+        for key in all {
+            shared.admit(&key).await;
+        }
+        shared.synced.send_replace(true);
+        let sweeper = tokio::spawn(retention::sweep(Arc::clone(&shared)));
+        loop {
+            let change = tokio::select! {
+                change = changes.recv() => change,
+                () = shared.shutdown.wait() => break,
+            };
+            match change {
+                None => break,
+                Some(Change::Applied(object, status)) => {
+                    let key = object.key.clone();
+                    shared.adopt(object, *status).await;
+                    shared.admit(&key).await;
+                    shared.admit_dependants(&key).await;
+                }
+                Some(Change::Deleted(key)) => {
+                    shared.remove(&key).await;
+                    shared.admit_dependants(&key).await;
+                }
+                Some(Change::Dependency(namespace, name)) => shared.dependency_changed(&namespace, &name).await,
+                Some(Change::Synced) => {}
+            }
+        }
+        sweeper.abort();
+    }
+
+    /// A pass over `key` now; returns when it has ended.
+    pub async fn reconcile(&self, key: &Key) -> Result<(), NotDone> {
+        let shared = &self.0;
+        let (object, timeout) = {
+            let state = shared.lock();
+            let entry = state.objects.get(key).ok_or(NotDone::Unknown)?;
+            (Arc::clone(&entry.object), desired::timeout(&entry.object.spec))
+        };
+        if object.is_suspended() {
+            return Err(NotDone::Suspended);
+        }
+        let pass = async {
+            if key.kind != Kind::Kustomization {
+                // What the Secrets say now counts, also where nobody tells of their change.
+                shared.admit(key).await;
+            }
+            let done = {
+                let state = shared.lock();
+                state.objects.get(key).and_then(|entry| match (&entry.group, &entry.task) {
+                    (Some(group), _) => Some(group.request(key)),
+                    (_, Some(task)) => Some(task.request()),
+                    // Nothing to probe: the admission was the pass.
+                    _ => None,
+                })
+            };
+            if let Some(done) = done {
+                // An error means that the object changed or went; either way this pass is over.
+                let _ = done.await;
+            }
+        };
+        tokio::time::timeout(timeout, pass).await.map_err(|_| NotDone::Timeout)
+    }
+
+    /// The digests that must not be collected: of all artifacts that a status names or that are still fetchable.
+    pub fn roots(&self) -> Vec<crate::digest::Digest> {
+        let state = self.0.lock();
+        let mut roots = Vec::new();
+        for entry in state.objects.values() {
+            roots.extend(entry.status.artifact.as_ref().map(|a| a.digest));
+            roots.extend(entry.retained.digests());
+        }
+        roots
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.0.backend
+    }
+
+    /// One object as the backend lists it.
+    pub async fn shown(&self, key: &Key) -> Option<Value> {
+        let listing = self.0.backend.list().await;
+        listing.items.into_iter().find(|item| {
+            item["kind"] == key.kind.name()
+                && item["metadata"]["name"] == *key.name
+                && item["metadata"]["namespace"] == *key.namespace
+        })
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when all objects that were there at the start are members of their groups: else the first of ten objects on
+    /// one tag would be probed for alone.
+    async fn synced(&self) {
+        let mut synced = self.synced.subscribe();
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// A place among the passes for `registry`: a registry that hangs holds up only its own.
+    async fn permit(&self, registry: &Registry) -> OwnedSemaphorePermit {
+        let semaphore = {
+            let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(Semaphore::new(self.config.concurrency.max(1)));
+            Arc::clone(hosts.entry(registry.clone()).or_insert_with(new))
+        };
+        match semaphore.acquire_owned().await {
+            Ok(permit) => permit,
+            Err(_) => unreachable!("the semaphore is never closed"),
+        }
+    }
+
+    fn holds_something_for(&self, keys: &[Key]) -> bool {
+        let state = self.lock();
+        keys.iter().any(|key| state.objects.get(key).is_some_and(|e| e.status.artifact.is_some()))
+    }
+
+    /// Takes a new or changed object over, and publishes what its kept status names.
+    async fn adopt(self: &Arc<Self>, object: Arc<Object>, status: Status) {
+        let key = object.key.clone();
+        let known = {
+            let mut state = self.lock();
+            match state.objects.get_mut(&key) {
+                Some(entry) => {
+                    entry.object = Arc::clone(&object);
+                    entry.epoch += 1;
+                    true
+                }
+                None => false,
+            }
+        };
+        if known {
+            return;
+        }
+        let (status, retained) = source::republish(self, &object, status).await;
+        let entry = Entry {
+            object,
+            status,
+            desired: None,
+            group: None,
+            task: None,
+            epoch: 0,
+            gate: Arc::default(),
+            retained,
+        };
+        self.lock().objects.insert(key, entry);
+    }
+
+    /// Reads an object's spec and Secrets, and gives it its place in the schedule.
+    async fn admit(self: &Arc<Self>, key: &Key) {
+        let Some((object, epoch)) = self.lock().objects.get(key).map(|e| (Arc::clone(&e.object), e.epoch)) else {
+            return;
+        };
+        if let Spec::Kustomization(_) = &object.spec {
+            return kustomization::admit(self, key);
+        }
+        if object.is_suspended() {
+            return self.withdraw(key);
+        }
+        let desired = match desired::read(self, &object).await {
+            Ok(Some(desired)) => Arc::new(desired),
+            // Not Larder's to reconcile, or static.
+            Ok(None) => return self.withdraw(key),
+            Err(refused) => {
+                self.withdraw(key);
+                return self.refuse(&object, refused).await;
+            }
+        };
+        let requested = object.requested_at();
+        let mut state = self.lock();
+        let Some(entry) = state.objects.get_mut(key).filter(|e| e.epoch == epoch) else { return };
+        let newly_requested = requested.is_some() && requested != entry.status.last_handled_reconcile_at.as_deref();
+        let unchanged = entry.desired.as_ref() == Some(&desired)
+            && entry.group.as_ref().is_some_and(|g| *g.route() == desired.route)
+            && entry.status.observed_generation == object.metadata.generation;
+        if unchanged && !newly_requested {
+            return;
+        }
+        if let Some(group) = entry.group.take_if(|g| *g.route() != desired.route) {
+            group.leave(key);
+        }
+        let demand = Demand { interval: desired.interval, timeout: desired.timeout };
+        entry.group = Some(self.groups.join(self, &desired.route, key, demand, newly_requested));
+        entry.desired = Some(desired);
+    }
+
+    /// Takes an object out of the schedule; what is published stays.
+    fn withdraw(&self, key: &Key) {
+        let mut state = self.lock();
+        if let Some(entry) = state.objects.get_mut(key) {
+            entry.desired = None;
+            if let Some(group) = entry.group.take() {
+                group.leave(key);
+            }
+        }
+    }
+
+    /// Records why an object could not even be tried, and tries again later where that may help.
+    async fn refuse(self: &Arc<Self>, object: &Arc<Object>, refused: Refused) {
+        source::record_refusal(self, object, &refused).await;
+        if let Some(delay) = refused.retry {
+            let epoch = self.lock().objects.get(&object.key).map(|e| e.epoch);
+            tokio::spawn(Self::admit_later(Arc::clone(self), object.key.clone(), epoch, delay));
+        }
+    }
+
+    /// Boxed: it is spawned by what it calls.
+    fn admit_later(self: Arc<Self>, key: Key, epoch: Option<u64>, delay: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = self.shutdown.wait() => return,
+            }
+            let same = self.lock().objects.get(&key).is_some_and(|e| Some(e.epoch) == epoch && e.group.is_none());
+            if same {
+                self.admit(&key).await;
+            }
+        })
+    }
+
+    /// Re-admits the charts of a HelmRepository, and wakes the Kustomizations of a source or Kustomization.
+    async fn admit_dependants(self: &Arc<Self>, key: &Key) {
+        if key.kind == Kind::HelmRepository {
+            let charts: Vec<Key> = {
+                let state = self.lock();
+                let of_it = |e: &&Entry| match &e.object.spec {
+                    Spec::HelmChart(spec) => {
+                        *spec.source_ref.name == *key.name && e.object.key.namespace == key.namespace
+                    }
+                    _ => false,
+                };
+                state.objects.values().filter(of_it).map(|e| e.object.key.clone()).collect()
+            };
+            for chart in charts {
+                self.admit(&chart).await;
+            }
+        }
+        kustomization::wake_dependants(self, key);
+    }
+
+    async fn dependency_changed(self: &Arc<Self>, namespace: &str, name: &str) {
+        tracing::debug!(namespace, name, "a Secret, ServiceAccount or ConfigMap changed");
+        let keys: Vec<Key> = {
+            let state = self.lock();
+            let mine = |k: &&Key| *k.namespace == *namespace && k.kind != Kind::Kustomization;
+            state.objects.keys().filter(mine).cloned().collect()
+        };
+        for key in keys {
+            self.admit(&key).await;
+        }
+    }
+
+    /// Forgets an object, and with it its artifacts, tree, rendered file and status.
+    async fn remove(self: &Arc<Self>, key: &Key) {
+        let gate = self.lock().objects.get(key).map(|e| Arc::clone(&e.gate));
+        let _guard = match &gate {
+            Some(gate) => Some(gate.lock().await),
+            None => None,
+        };
+        let entry = self.lock().objects.remove(key);
+        if let Some(entry) = entry {
+            if let Some(group) = &entry.group {
+                group.leave(key);
+            }
+            retention::drop_all(self, key, &entry.status, entry.retained).await;
+        }
+        if key.kind == Kind::Kustomization {
+            let file = kustomization::rendered_file(self.puller.store().root(), key);
+            if let Err(error) = blocking::io(move || std::fs::remove_file(file)).await
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(%key, %error, "cannot remove the rendered file");
+            }
+        }
+        if let Err(error) = self.backend.forget(key).await {
+            tracing::warn!(%key, %error, "cannot remove the kept status");
+        }
+        metrics::forget_object(key.kind.name(), &key.namespace, &key.name);
+        tracing::info!(%key, "deleted");
+    }
+
+    /// Keeps `status` for `object` unless it changed meanwhile; whether it was kept. Everything that the status names must be
+    /// durable and fetchable before.
+    async fn conclude(self: &Arc<Self>, object: &Arc<Object>, status: Status, events: Vec<Event>) -> bool {
+        let key = &object.key;
+        let Some(gate) = self.lock().objects.get(key).map(|e| Arc::clone(&e.gate)) else { return false };
+        let _guard = gate.lock().await;
+        let before = {
+            let state = self.lock();
+            match state.objects.get(key) {
+                // Same life, same spec: a result for another generation is never published.
+                Some(entry)
+                    if Arc::ptr_eq(&entry.gate, &gate)
+                        && entry.object.metadata.generation == object.metadata.generation =>
+                {
+                    entry.status.clone()
+                }
+                _ => return false,
+            }
+        };
+        if before != status {
+            if let Err(error) = self.backend.patch_status(key, &status).await {
+                tracing::error!(%key, %error, "cannot keep the status");
+                return false;
+            }
+            let mut state = self.lock();
+            if let Some(entry) = state.objects.get_mut(key) {
+                entry.retained.supersede(before.artifact.as_ref(), status.artifact.as_ref());
+                entry.status = status.clone();
+            }
+            drop(state);
+            match &status.artifact {
+                Some(artifact) => self.published.set_latest(&artifact.path),
+                None => {}
+            }
+        }
+        for event in events {
+            self.backend.event(object, event).await;
+        }
+        let was = before.artifact.as_ref().map(|a| (&a.revision, &a.digest));
+        let is = status.artifact.as_ref().map(|a| (&a.revision, &a.digest));
+        // Of a Kustomization any change counts for those that depend on it; without a change nobody is woken, or two that
+        // wait for each other would never sleep.
+        if was != is || (key.kind == Kind::Kustomization && before != status) {
+            kustomization::wake_dependants(self, key);
+        }
+        true
+    }
+}

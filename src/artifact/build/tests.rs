@@ -10,7 +10,8 @@ fn tar() -> TarBuilder {
 }
 
 fn unpacked(layers: &[Vec<u8>], image: bool, ignore: Option<&str>) -> Result<Unpacked, ArtifactError> {
-    unpack(layers, image, ignore, Caps::default(), None).map_err(|e| e.with_digest(|n| Digest::sha256(&layers[n])))
+    let digests: Vec<_> = layers.iter().map(|l| Digest::sha256(l)).collect();
+    unpack(layers, image, Ignoring::AsFlux(ignore), Caps::default(), None).map_err(|e| e.of(&digests))
 }
 
 fn rewritten(tree: &Tree) -> Vec<u8> {
@@ -179,8 +180,8 @@ fn caps_hold_for_all_layers_together() {
     let layer = gzip(&tar().file("f", &[1; 10_000]).end());
     let caps = Caps { total_bytes: 25_000, ..Caps::default() };
     let layers = |n| vec![layer.clone(); n];
-    assert!(unpack(&layers(2), true, None, caps, None).is_ok());
-    let error = unpack(&layers(3), true, None, caps, None).unwrap_err().with_digest(|_| Digest::sha256(b""));
+    assert!(unpack(&layers(2), true, Ignoring::AsFlux(None), caps, None).is_ok());
+    let error = unpack(&layers(3), true, Ignoring::AsFlux(None), caps, None).unwrap_err().of(&[Digest::sha256(b""); 3]);
     assert_eq!(error.class(), Class::Limit);
     let error = unpacked(&[gzip(&tar().file(".sourceignore", &[b'#'; (1 << 20) + 1]).end())], false, None).unwrap_err();
     assert_eq!(error.class(), Class::Limit);
@@ -192,7 +193,7 @@ fn large_layers_go_through_the_spool() {
     let store = Store::open(directory.path()).unwrap();
     let content = manifests(20 << 20);
     let layer = gzip(&tar().file("big", &content).executable("small", b"x").end());
-    let unpacked = unpack(&[layer], false, None, Caps::default(), Some(&store)).unwrap();
+    let unpacked = unpack(&[layer], false, Ignoring::Nothing, Caps::default(), Some(&store)).unwrap();
     assert_eq!(unpacked.pass_through, Ok(()));
     assert_eq!(unpacked.tree.logical_bytes(), content.len() as u64 + 1);
     let node = unpacked.tree.find("big").unwrap();
@@ -231,7 +232,7 @@ fn measure() {
     });
     let layers = [layer.clone()];
     let ours = best(&mut || {
-        let unpacked = unpack(&layers, false, Some("*.md\n/docs\n"), Caps::default(), None).unwrap();
+        let unpacked = unpack(&layers, false, Ignoring::AsFlux(Some("*.md\n/docs\n")), Caps::default(), None).unwrap();
         assert_eq!(unpacked.pass_through, Ok(()));
     });
     let decompressed = best(&mut || drop(decompress(&layer, Limits::in_memory(64 << 20)).unwrap()));
@@ -256,7 +257,7 @@ fn chosen(layers: &[Vec<u8>], image: bool, copy: bool) -> Chosen {
 
 fn built(store: &Store, layers: &[Vec<u8>], image: bool, copy: bool) -> Result<Built, ArtifactError> {
     let blobs = layers.iter().map(|l| store.put(Digest::sha256(l), l, Durability::Soon).unwrap());
-    build(store, &chosen(layers, image, copy), &blobs.collect::<Vec<_>>(), None, Caps::default())
+    build(store, &chosen(layers, image, copy), &blobs.collect::<Vec<_>>(), Ignoring::AsFlux(None), Caps::default())
 }
 
 #[test]
@@ -273,7 +274,7 @@ fn the_layer_itself_is_the_artifact_and_is_kept_once() {
     assert!(copied.passed_through && copied.tree.is_none());
     assert_eq!(copied.digest(), Digest::sha256(b"not a tar"));
 
-    let none = build(&store, &chosen(&[layer], false, false), &[], None, Caps::default());
+    let none = build(&store, &chosen(&[layer], false, false), &[], Ignoring::Nothing, Caps::default());
     assert_eq!(none.err().unwrap().class(), Class::Layer);
 }
 

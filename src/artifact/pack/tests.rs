@@ -1,13 +1,13 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
-use crate::artifact::build::{Unpacked, unpack};
+use crate::artifact::build::{Ignoring, Unpacked, unpack};
 
 fn unpacked(packed: &Packed) -> Unpacked {
     unpack(
         std::slice::from_ref(&packed.layer),
         packed.config_descriptor.media_type == media_type::OCI_CONFIG,
-        None,
+        Ignoring::AsFlux(None),
         Caps::default(),
         None,
     )

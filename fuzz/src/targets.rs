@@ -1,0 +1,198 @@
+//! What each target does with its bytes, and what must hold of the result. Nothing may panic, whatever the bytes.
+
+use std::{collections::BTreeMap, io::Read};
+
+use larder::{
+    digest::Digest,
+    objects, oci,
+    registry::{challenge as challenges, docker_config as docker_configs},
+    server::{query as queries, range as ranges, route as routes},
+    store::{Durability, Store},
+    unpack::{
+        data::Limits,
+        decompress as formats,
+        entries::{self, Rules},
+        source_ignore::IgnoreRules,
+    },
+};
+
+/// Every target by its name, which is also its corpus's.
+pub const ALL: &[(&str, fn(&[u8]))] = &[
+    ("challenge", challenge),
+    ("decompress", decompress),
+    ("docker_config", docker_config),
+    ("error_body", error_body),
+    ("ignore", ignore),
+    ("image_config", image_config),
+    ("journal", journal),
+    ("manifest", manifest),
+    ("objects", objects),
+    ("query", query),
+    ("range", range),
+    ("reference", reference),
+    ("route", route),
+    ("tar", tar),
+];
+
+/// What one decompression may give: far above what a corpus file expands to, so that a broken cap is seen.
+const CAP: u64 = 1 << 20;
+
+/// `WWW-Authenticate`.
+pub fn challenge(data: &[u8]) {
+    let Ok(header) = str::from_utf8(data) else { return };
+    for found in challenges::parse(header) {
+        assert!(!found.scheme.is_empty());
+        assert_eq!(found.scheme, found.scheme.to_ascii_lowercase());
+    }
+}
+
+/// gzip, zstd and plain tar: never more than the cap comes out.
+pub fn decompress(data: &[u8]) {
+    if let Ok(found) = formats::decompress(data, Limits::in_memory(CAP)) {
+        let length = found.data.as_slice().map_or(0, <[u8]>::len) as u64;
+        assert!(length <= CAP);
+        if let Ok(again) = formats::decompress_reader(data, Limits::in_memory(CAP)) {
+            assert_eq!(found.data.as_slice(), again.data.as_slice(), "both ways to decompress agree");
+        }
+    }
+}
+
+/// A Docker `config.json`.
+pub fn docker_config(data: &[u8]) {
+    if let Ok(config) = docker_configs::parse(data) {
+        let registry = "registry.example.com".parse().expect("a registry");
+        let repository = "team/app".parse().expect("a repository");
+        let _ = config.lookup(&registry, &repository);
+    }
+}
+
+/// A registry's error body.
+pub fn error_body(data: &[u8]) {
+    let _ = oci::error_body::summary(data);
+}
+
+/// `.sourceignore`: first line a path, the rest rules.
+pub fn ignore(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let (path, rules) = text.split_once('\n').unwrap_or((text, ""));
+    for built in [IgnoreRules::build([], Some(rules)), IgnoreRules::build([("a/.sourceignore", rules)], None)] {
+        let _ = (built.excludes(path, false), built.excludes(path, true));
+    }
+}
+
+/// An image config.
+pub fn image_config(data: &[u8]) {
+    let _ = oci::image_config::ImageConfig::parse(data);
+}
+
+/// The journal is a trust cache: whatever lies there, a blob comes back right or not at all.
+pub fn journal(data: &[u8]) {
+    const CONTENT: &[u8] = b"the right bytes";
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let digest = {
+        let store = Store::open(folder.path()).expect("a new store");
+        let digest = Digest::sha256(CONTENT);
+        store.put(digest, CONTENT, Durability::Now).expect("put");
+        digest
+    };
+    let journal = folder.path().join("journal");
+    assert!(journal.is_file(), "the journal lies elsewhere now");
+    std::fs::write(&journal, data).expect("journal");
+    let store = Store::open(folder.path()).expect("a store with any journal opens");
+    if let Some(blob) = store.get(&digest).expect("readable") {
+        assert_eq!(blob.to_vec().expect("readable"), CONTENT);
+    }
+}
+
+/// A manifest or index; the first byte chooses what the server called it.
+pub fn manifest(data: &[u8]) {
+    use oci::media_type::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+    let Some((first, body)) = data.split_first() else { return };
+    let types = [None, Some(OCI_MANIFEST), Some(OCI_INDEX), Some(DOCKER_MANIFEST), Some(DOCKER_INDEX)];
+    match oci::Document::parse(body, types[usize::from(*first) % types.len()]) {
+        Ok(oci::Document::Index(index)) => drop(index.resolve().map(|_| ())),
+        Ok(oci::Document::Image(image)) => {
+            for layer in &image.layers {
+                assert_eq!(layer.digest.to_string().parse::<Digest>().as_ref(), Ok(&layer.digest));
+            }
+        }
+        Err(error) => drop(error.to_string()),
+    }
+}
+
+/// A file of objects.
+pub fn objects(data: &[u8]) {
+    for document in objects::documents::parse_documents(data) {
+        if let Ok(value) = document.value {
+            drop(objects::manifest::read(&value));
+        }
+    }
+}
+
+/// A URL's query.
+pub fn query(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    if let Ok(query) = queries::Query::parse(Some(text)) {
+        for name in ["ns", "digest", "mount", "from"] {
+            let _ = query.get(name);
+        }
+    }
+}
+
+/// `Range`; the first two bytes are the representation's length.
+pub fn range(data: &[u8]) {
+    let Some((length, value)) = data.split_at_checked(2) else { return };
+    let length = u64::from(u16::from_le_bytes([length[0], length[1]]));
+    if let ranges::Selection::Part { first, last } = ranges::select(value, length) {
+        assert!(first <= last && last < length, "{first}-{last} of {length}");
+    }
+}
+
+/// References and object URLs.
+pub fn reference(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    for parsed in [oci::Reference::parse(text), oci::Reference::parse_object_url(text)].into_iter().flatten() {
+        let registry = parsed.registry.to_string();
+        assert_eq!(registry.parse().as_ref(), Ok(&parsed.registry), "{registry}");
+        let path = parsed.repository.as_str();
+        assert!(path.split('/').all(|part| !matches!(part, "" | "." | "..")), "{path}");
+        assert!(path.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase()), "{path}");
+    }
+}
+
+/// The path of a request to the registry listener.
+pub fn route(data: &[u8]) {
+    let Ok(path) = str::from_utf8(data) else { return };
+    let _ = routes::parse(path);
+}
+
+/// A tar, the first byte says whether it is a container image's layer. What passes through must be, for another reader,
+/// the same files with the same bytes.
+pub fn tar(data: &[u8]) {
+    let Some((first, archive)) = data.split_first() else { return };
+    let image = first & 1 == 1;
+    let Ok(index) = entries::index(archive, Rules { image, entries: 10_000 }) else { return };
+    let mut ours = BTreeMap::new();
+    for entry in &index.entries {
+        let path: &str = &entry.path;
+        assert!(!path.starts_with('/') && path.split('/').all(|part| !matches!(part, "" | "." | "..")), "{path:?}");
+        if let entries::Kind::File { offset, len } = entry.kind {
+            let bytes = archive.get(offset as usize..(offset + len) as usize).expect("inside the archive");
+            ours.insert(path.to_owned(), bytes.to_vec());
+        }
+    }
+    if image || index.pass_through.is_err() {
+        return;
+    }
+    let mut theirs = BTreeMap::new();
+    for entry in ::tar::Archive::new(archive).entries().expect("a reader") {
+        let mut entry = entry.expect("an entry that passes through is read by others");
+        if entry.header().entry_type().is_file() {
+            let path = String::from_utf8(entry.path_bytes().into_owned()).expect("UTF-8");
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).expect("all of it");
+            theirs.insert(path.trim_start_matches("./").to_owned(), bytes);
+        }
+    }
+    assert_eq!(ours, theirs);
+}

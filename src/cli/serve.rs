@@ -1,0 +1,59 @@
+//! `larder serve`
+
+use std::{io::Write as _, path::PathBuf};
+
+use anyhow::Context as _;
+
+use crate::{
+    config::{self, Config, Settings, Surroundings},
+    node::{self, Node},
+    shutdown, telemetry,
+};
+
+/// The daemon: registry, artifacts, reconciler
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  larder serve --objects ./objects\n  larder serve --config /etc/larder/larder.yaml\n  larder serve --objects ./objects --insecure-registry 127.0.0.1:5001")]
+pub struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Runs the command.
+pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let file = match &arguments.settings.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            config::parse_file(path, &text)?
+        }
+        None => Settings::default(),
+    };
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let surroundings = Surroundings {
+        root: rustix::process::geteuid().is_root(),
+        xdg_data_home: variable("XDG_DATA_HOME"),
+        home: variable("HOME"),
+    };
+    let config = Config::resolve(arguments.settings, file, &surroundings)?;
+    telemetry::init(config.log_format, std::env::var("LARDER_LOG").ok().as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(config));
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let signals = shutdown::Signals::catch()?;
+    let (trigger, listening) = shutdown::channel();
+    let node = Node::start(config, node::Surroundings::of_this_process()?, listening).await?;
+    let mut out = std::io::stdout();
+    writeln!(out, "{}", node.ready_line())?;
+    out.flush()?;
+    tokio::select! {
+        forced = async {
+            let forced = shutdown::on_signals(signals, &trigger, shutdown::DRAIN).await;
+            tracing::warn!(?forced, "ending without waiting for what is under way");
+        } => forced,
+        () = node.drained() => {}
+    }
+    Ok(())
+}

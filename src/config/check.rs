@@ -1,0 +1,152 @@
+//! Finds what is wrong in a configuration file, with line, name and the nearest name that is known.
+
+use std::{collections::HashSet, fmt, path::Path};
+
+use super::{Config, Settings, Surroundings};
+use crate::{class::Class, objects::documents::yaml_options};
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The line in the file, from 1, where it is known.
+    pub line: Option<usize>,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// All that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigErrors {
+    /// The file, if it is one.
+    pub file: Option<String>,
+    /// What is wrong, at least one.
+    pub errors: Vec<ConfigError>,
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, error) in self.errors.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            match (&self.file, error.line) {
+                (Some(file), Some(line)) => write!(f, "{file}:{line}: ")?,
+                (Some(file), None) => write!(f, "{file}: ")?,
+                (None, Some(line)) => write!(f, "line {line}: ")?,
+                (None, None) => {}
+            }
+            f.write_str(&error.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl ConfigErrors {
+    fn one(line: Option<usize>, message: impl Into<String>) -> Self {
+        Self { file: None, errors: vec![ConfigError { line, message: message.into() }] }
+    }
+
+    /// The same, said of a file.
+    pub(super) fn of(mut self, file: &Path) -> Self {
+        self.file = Some(file.display().to_string());
+        self
+    }
+
+    /// Only other settings help.
+    pub fn class(&self) -> Class {
+        Class::Spec
+    }
+}
+
+/// Checks a configuration file's text as `larder serve` would read it without any flag.
+///
+/// # Errors
+/// Everything that is wrong; what does not parse is told alone.
+pub fn check(text: &str) -> Result<Config, ConfigErrors> {
+    Config::resolve(Settings::default(), parse(text)?, &Surroundings::default())
+}
+
+/// The settings in a file's text. An empty file has none.
+pub(super) fn parse(text: &str) -> Result<Settings, ConfigErrors> {
+    let empty = text.lines().all(|l| l.trim().is_empty() || l.trim().starts_with('#') || l.trim() == "---");
+    if empty {
+        return Ok(Settings::default());
+    }
+    serde_saphyr::from_str_with_options(text, yaml_options()).map_err(|error| {
+        let line = error.location().and_then(|at| usize::try_from(at.line()).ok()).filter(|line| *line > 0);
+        let message = match error.without_snippet() {
+            serde_saphyr::Error::SerdeUnknownField { field, expected, .. } => {
+                let field: String = field.chars().filter(|c| !c.is_control()).take(80).collect();
+                match nearest(&field, expected) {
+                    Some(known) => format!("unknown key {field:?}; did you mean {known:?}?"),
+                    None => format!("unknown key {field:?}; known here: {}", expected.join(", ")),
+                }
+            }
+            other => other.render_with_options(serde_saphyr::render_options! {
+                snippets: serde_saphyr::SnippetMode::Off,
+            }),
+        };
+        ConfigErrors::one(line, message)
+    })
+}
+
+/// The known name that differs least, if it differs little.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let (distance, best) = known.iter().map(|k| (distance(&name.to_lowercase(), &k.to_lowercase()), *k)).min()?;
+    (distance <= name.len().div_ceil(3)).then_some(best)
+}
+
+/// Levenshtein's distance: letters to change, insert or remove.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// What no setting alone shows.
+pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
+    let mut errors = Vec::new();
+    let mut wrong = |message: String| errors.push(ConfigError { line: None, message });
+    if settings.objects.is_some() && settings.kubernetes == Some(true) {
+        wrong("objects and kubernetes exclude each other: the objects come from one of the two".into());
+    }
+    let mut hosts = HashSet::new();
+    for upstream in &settings.upstreams {
+        if !hosts.insert(&upstream.host) {
+            wrong(format!("upstreams: {} is there twice", upstream.host));
+        }
+        for rule in &upstream.tags {
+            if let Err(error) = regex::Regex::new(&rule.pattern) {
+                wrong(format!("upstreams: {}: tags: the pattern is no regular expression: {error}", upstream.host));
+            }
+        }
+    }
+    let mut flagged = HashSet::new();
+    for upstream in &settings.upstream {
+        if !flagged.insert(&upstream.host) {
+            wrong(format!("upstream: {} is there twice", upstream.host));
+        }
+    }
+    for listener in &settings.mirror_listen {
+        if !hosts.contains(&listener.host) && !flagged.contains(&listener.host) {
+            wrong(format!("mirrorListen: {} is no upstream; add it with upstream or upstreams", listener.host));
+        }
+    }
+    if settings
+        .upstreams
+        .iter()
+        .any(|u| u.url.as_ref().is_some_and(|url| format!("{}={url}", u.host).parse::<super::UpstreamFlag>().is_err()))
+    {
+        wrong("upstreams: url must be a plain http(s) URL, without user, password, query or fragment".into());
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ConfigErrors { file: None, errors }) }
+}

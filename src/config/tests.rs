@@ -1,0 +1,254 @@
+use clap::{CommandFactory, Parser};
+
+use super::*;
+
+#[derive(Parser)]
+struct Command {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+fn flags(arguments: &[&str]) -> Settings {
+    Command::try_parse_from([&["larder"], arguments].concat()).unwrap_or_else(|e| panic!("{e}")).settings
+}
+
+fn resolve(arguments: &[&str], file: &str) -> Config {
+    let file = parse_file(Path::new("c.yaml"), file).unwrap_or_else(|e| panic!("{e}"));
+    Config::resolve(flags(arguments), file, &Surroundings::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn the_defaults_are_the_contracts() {
+    let config = check("").unwrap();
+    assert_eq!(config.registry_listen.to_string(), "127.0.0.1:5000");
+    assert_eq!(config.artifact_listen.to_string(), "127.0.0.1:9790");
+    assert_eq!(config.admin_listen.to_string(), "127.0.0.1:9440");
+    assert_eq!((config.concurrency, config.artifact_retention_records), (16, 2));
+    assert_eq!(config.artifact_retention_ttl.get().as_secs(), 60);
+    assert_eq!(config.unsupported(), [] as [&str; 0]);
+    assert!(config.local_repositories());
+    assert_eq!(config.log_format, LogFormat::Text);
+    assert_eq!(check("# only a comment\n---\n").unwrap(), config);
+}
+
+#[test]
+fn every_flag_has_its_variable_and_its_key() {
+    let command = Command::command();
+    let schema = schema();
+    let mut seen = 0;
+    for argument in command.get_arguments().filter(|a| a.get_id() != "help") {
+        let flag = argument.get_long().unwrap();
+        let variable = format!("LARDER_{}", flag.replace('-', "_").to_uppercase());
+        assert_eq!(argument.get_env().and_then(|e| e.to_str()), Some(variable.as_str()));
+        assert!(argument.get_help().is_some(), "{flag}");
+        let mut parts = flag.split('-');
+        let first = parts.next().unwrap().to_owned();
+        let key = parts.fold(first, |key, part| key + &part[..1].to_uppercase() + &part[1..]);
+        let known = schema["properties"].get(&key).is_some();
+        assert_eq!(known, flag != "config", "{key}");
+        seen += 1;
+    }
+    assert_eq!(seen, 24);
+    assert_eq!(schema["additionalProperties"], false);
+    assert!(schema["properties"]["upstreams"].is_object());
+}
+
+#[test]
+fn a_flag_goes_before_the_file_and_that_before_the_default() {
+    let file = "registryListen: 0.0.0.0:5001\nadminListen: ':9441'\nconcurrency: 4\ninsecureRegistry: [a:80, b]\nkubernetes: true\n";
+    let config = resolve(&["--registry-listen", "[::1]:0", "--kubernetes=false", "--insecure-registry", "c"], file);
+    assert_eq!(config.registry_listen.to_string(), "[::1]:0");
+    assert_eq!(config.admin_listen.to_string(), "[::]:9441");
+    assert_eq!(config.artifact_listen.to_string(), "127.0.0.1:9790");
+    assert_eq!((config.concurrency, config.kubernetes), (4, false));
+    assert_eq!(config.insecure_registries, ["c".parse().unwrap()]);
+    assert!(resolve(&["--kubernetes"], "").kubernetes);
+}
+
+#[test]
+fn repeatable_flags_add_up() {
+    let config = resolve(
+        &[
+            "--upstream",
+            "docker.io=https://registry-1.docker.io",
+            "--upstream",
+            "ghcr.io=https://ghcr.io",
+            "--mirror-listen",
+            "127.0.0.1:5001=docker.io",
+            "--egress-allow",
+            "169.254.0.0/16",
+            "--egress-deny",
+            "10.0.0.0/8",
+            "--egress-deny",
+            "fd00::/8",
+            "--token-realms",
+            "ghcr.io",
+        ],
+        "upstreams:\n- host: ghcr.io\n  mode: shared\n- host: quay.io\n  tagTTL: 5m\n  tags: [{pattern: '^v', ttl: 24h}]\n",
+    );
+    let hosts: Vec<_> = config.upstreams.iter().map(|u| u.host.to_string()).collect();
+    assert_eq!(hosts, ["quay.io", "docker.io", "ghcr.io"]);
+    assert_eq!(config.upstreams[2].mode, UpstreamMode::Public, "the flag's takes the place of the file's");
+    assert_eq!(config.egress_deny.len(), 2);
+    assert!(!config.local_repositories());
+}
+
+#[test]
+fn what_has_no_effect_yet_is_named() {
+    let text = "kubernetes: true\nwatchLabelSelector: a=b\nupstreams: [{host: ghcr.io}]\nmirrorListen: [':1=ghcr.io']\n\
+        store: {maxBytes: 10GiB, headroomBytes: 1000}\ntagTtl: 5s\nnegativeTtl: 5s\n\
+        registry: {tls: {cert: a, key: b, clientCA: c}, htpasswd: h, token: t, localRepositories: true, \
+        access: [{match: '*', read: [a], write: []}]}\n";
+    let config = check(text).unwrap();
+    assert_eq!(
+        config.unsupported(),
+        [
+            "kubernetes",
+            "watchLabelSelector",
+            "upstreams",
+            "mirrorListen",
+            "store.maxBytes",
+            "store.headroomBytes",
+            "tagTtl",
+            "negativeTtl",
+            "registry.tls",
+            "registry.htpasswd",
+            "registry.token",
+            "registry.access",
+        ]
+    );
+    assert_eq!(config.store_max_bytes, Some(ByteSize(10 << 30)));
+    assert!(config.local_repositories());
+}
+
+#[test]
+fn tells_what_is_wrong_where_and_what_was_meant() {
+    let table = [
+        ("data: /d\nregistryListn: x\n", "f:2: unknown key \"registryListn\"; did you mean \"registryListen\"?"),
+        ("store:\n  maxByte: 1\n", "f:2: unknown key \"maxByte\"; did you mean \"maxBytes\"?"),
+        ("store:\n  frobnicate: 1\n", "f:2: unknown key \"frobnicate\"; known here: maxBytes, headroomBytes"),
+        (
+            "objects: a\nkubernetes: true\n",
+            "f: objects and kubernetes exclude each other: the objects come from one of the two",
+        ),
+        (
+            "mirrorListen: [':1=ghcr.io']\n",
+            "f: mirrorListen: ghcr.io is no upstream; add it with upstream or upstreams",
+        ),
+        ("upstreams: [{host: a.b}, {host: A.b}]\n", "f: upstreams: a.b is there twice"),
+        (
+            "upstreams: [{host: a.b, url: 'https://u:p@a.b'}]\n",
+            "f: upstreams: url must be a plain http(s) URL, without user, password, query or fragment",
+        ),
+    ];
+    for (text, message) in table {
+        let file = Path::new("f");
+        let error = parse_file(file, text)
+            .and_then(|s| Config::resolve(Settings::default(), s, &Surroundings::default()).map_err(|e| e.of(file)))
+            .unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+    for (text, line, part) in [
+        ("data: /d\nadminListen: nowhere\n", 2, "nowhere"),
+        ("data: /d\n\nconcurrency: 0\n", 3, "zero"),
+        ("tagTtl: 5x\n", 1, "5x"),
+        ("store: {maxBytes: 10XB}\n", 1, "10XB"),
+        ("egressDeny: [10.0.0.0/33]\n", 1, "10.0.0.0/33"),
+        ("data: /a\ndata: /b\n", 2, "data"),
+        ("data: [\n", 1, ""),
+    ] {
+        let errors = check(text).unwrap_err();
+        assert_eq!((errors.errors.len(), errors.errors[0].line), (1, Some(line)), "{text:?}: {errors}");
+        assert!(errors.to_string().contains(part), "{text:?}: {errors}");
+    }
+}
+
+#[test]
+fn addresses_sizes_and_ranges_are_read_as_written() {
+    for (text, shown) in [
+        ("127.0.0.1:5000", Some("127.0.0.1:5000")),
+        ("LOCALHOST:0", Some("localhost:0")),
+        (":80", Some("[::]:80")),
+        ("[::1]:80", Some("[::1]:80")),
+        ("::1:80", None),
+        ("127.0.0.1", None),
+        ("h:65536", None),
+        ("h:", None),
+        ("a b:1", None),
+        ("[x]:1", None),
+        ("[::1]80", None),
+        ("", None),
+    ] {
+        assert_eq!(text.parse::<Address>().ok().map(|a| a.to_string()).as_deref(), shown, "{text:?}");
+    }
+    for (text, bytes) in [
+        ("0", Some(0)),
+        ("10GiB", Some(10 << 30)),
+        ("10Gi", Some(10 << 30)),
+        ("1.5 Ki", Some(1536)),
+        ("500MB", Some(500_000_000)),
+        ("18446744073709551615", Some(u64::MAX)),
+        ("18446744073709551616", None),
+        ("17179869184Gi", None),
+        ("-1", None),
+        ("Gi", None),
+        ("1.2.3", None),
+        ("1 PB", None),
+    ] {
+        assert_eq!(text.parse::<ByteSize>().ok().map(|s| s.0), bytes, "{text:?}");
+    }
+    for (range, inside, outside) in [
+        ("10.0.0.0/8", "10.255.0.1", "11.0.0.1"),
+        ("10.0.0.0/8", "::ffff:10.1.2.3", "fd00::1"),
+        ("0.0.0.0/0", "8.8.8.8", "::1"),
+        ("169.254.169.254", "169.254.169.254", "169.254.169.253"),
+        ("fd00::/8", "fdff::1", "fe80::1"),
+        ("::/0", "::1", "1.1.1.1"),
+    ] {
+        let range: Cidr = range.parse().unwrap();
+        assert!(range.contains(inside.parse().unwrap()), "{range} {inside}");
+        assert!(!range.contains(outside.parse().unwrap()), "{range} {outside}");
+    }
+    for text in ["10.0.0.0/33", "::/129", "10.0.0/8", "x", "10.0.0.0/", "10.0.0.0/-1"] {
+        assert!(text.parse::<Cidr>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn artifact_urls_begin_as_advertised() {
+    for (advertise, listening, base) in [
+        (None, "127.0.0.1:9790", "http://127.0.0.1:9790"),
+        (None, "[::1]:9790", "http://[::1]:9790"),
+        (None, "0.0.0.0:9790", "http://node-1:9790"),
+        (None, "[::]:80", "http://node-1:80"),
+        (Some("larder.flux-system.svc"), "0.0.0.0:9790", "http://larder.flux-system.svc"),
+        (Some("larder:81"), "0.0.0.0:9790", "http://larder:81"),
+        (Some("https://larder/base/"), "0.0.0.0:9790", "https://larder/base"),
+    ] {
+        let mut config = check("").unwrap();
+        config.artifact_advertise = advertise.map(|a| a.parse().unwrap());
+        assert_eq!(config.artifact_base(listening.parse().unwrap(), "node-1"), base);
+    }
+    for text in ["https://u:hunter2@h", "ftp://h", "a b", "http://", "https://h/?q=1"] {
+        let error = text.parse::<Advertise>().unwrap_err();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn data_lies_where_the_user_may_write() {
+    let user = |xdg: Option<&str>, home: Option<&str>| Surroundings {
+        root: false,
+        xdg_data_home: xdg.map(Into::into),
+        home: home.map(Into::into),
+    };
+    for (surroundings, data) in [
+        (Surroundings { root: true, ..user(Some("/x"), Some("/h")) }, "/var/lib/larder"),
+        (user(Some("/x"), Some("/h")), "/x/larder"),
+        (user(Some("relative"), Some("/h")), "/h/.local/share/larder"),
+        (user(None, Some("/h")), "/h/.local/share/larder"),
+        (user(None, None), "/var/lib/larder"),
+    ] {
+        assert_eq!(surroundings.data(), Path::new(data));
+    }
+}

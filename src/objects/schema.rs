@@ -1,0 +1,393 @@
+//! Holds a spec against its kind's schema, as an API server would: types, required fields, patterns, enumerations.
+//!
+//! The schemas come from the Rust types (`schemars`), the same from which the CRDs are made. Only what structural
+//! CRD schemas use is understood: `type`, `properties`, `additionalProperties`, `items`, `required`, `enum`, `pattern`,
+//! `minLength`, `maxLength`, `default`.
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use regex::Regex;
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde_json::{Map, Value};
+
+use super::{GitRepositorySpec, HelmChartSpec, HelmRepositorySpec, Kind, KustomizationSpec, OciRepositorySpec};
+
+/// The part of `metadata` that is read.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct MetadataSchema {
+    name: String,
+    namespace: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+static METADATA: LazyLock<Value> = LazyLock::new(schema::<MetadataSchema>);
+static SPECS: LazyLock<[Value; 5]> = LazyLock::new(|| {
+    Kind::ALL.map(|kind| match kind {
+        Kind::OCIRepository => schema::<OciRepositorySpec>(),
+        Kind::GitRepository => schema::<GitRepositorySpec>(),
+        Kind::HelmRepository => schema::<HelmRepositorySpec>(),
+        Kind::HelmChart => schema::<HelmChartSpec>(),
+        Kind::Kustomization => schema::<KustomizationSpec>(),
+    })
+});
+
+/// A type's schema with everything inlined, as a CRD has it.
+fn schema<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|s| {
+        s.inline_subschemas = true;
+        s.meta_schema = None;
+    });
+    settings.into_generator().into_root_schema_for::<T>().to_value()
+}
+
+/// The schema of a kind's spec.
+pub fn spec_schema(kind: Kind) -> &'static Value {
+    &SPECS[kind as usize]
+}
+
+/// What was found in a value: `problems` make it unusable, `unknown` names fields that nobody reads.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// `spec.interval: required`.
+    pub problems: Vec<String>,
+    /// `spec.intervall`.
+    pub unknown: Vec<String>,
+}
+
+/// Holds `metadata` against what Kubernetes wants of it. Unknown fields of it are nobody's business here.
+pub fn check_metadata(metadata: &Value) -> Vec<String> {
+    let mut findings = Findings::default();
+    check(&METADATA, metadata, "metadata", &mut findings);
+    findings.problems
+}
+
+/// Holds a spec against its kind's schema.
+pub fn check_spec(kind: Kind, spec: &Value) -> Findings {
+    let mut findings = Findings::default();
+    check(spec_schema(kind), spec, "spec", &mut findings);
+    findings
+}
+
+/// The spec with the CRD's defaults in it, as an API server shows it.
+pub fn with_defaults(kind: Kind, spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    fill(spec_schema(kind), &mut spec);
+    spec
+}
+
+/// Takes every `null` out of the objects in a value: an API server does the same before it applies defaults.
+pub fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            map.into_iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k, without_nulls(v))).collect()
+        }
+        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
+        other => other,
+    }
+}
+
+fn fill(schema: &Value, value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (name, field) in properties(schema) {
+                if let Some(value) = map.get_mut(name) {
+                    fill(field, value);
+                } else if let Some(default) = field.get("default").filter(|d| crd_default(d)) {
+                    map.insert(name.clone(), default.clone());
+                }
+            }
+        }
+        Value::Array(items) => {
+            if let Some(schema) = schema.get("items") {
+                items.iter_mut().for_each(|item| fill(schema, item));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// `schemars` also writes what serde fills in for absent fields (`null`, `false`, empty lists): no CRD has those.
+fn crd_default(default: &Value) -> bool {
+    default.as_str().is_some_and(|text| !text.is_empty())
+}
+
+fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    schema.get("properties").and_then(Value::as_object).into_iter().flatten()
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a mapping",
+    }
+}
+
+fn has_type(value: &Value, name: &str) -> bool {
+    match name {
+        "null" => value.is_null(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "string" => value.is_string(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        _ => false,
+    }
+}
+
+fn check(schema: &Value, value: &Value, path: &str, findings: &mut Findings) {
+    // An absent `type` means anything (verbatim patches, health checks).
+    let types: Vec<&str> = match schema.get("type") {
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).collect(),
+        _ => return,
+    };
+    if !types.iter().any(|t| has_type(value, t)) {
+        let wanted = match types.iter().find(|t| **t != "null") {
+            Some(&"object") => "a mapping",
+            Some(&"array") => "a list",
+            Some(&"boolean") => "true or false",
+            Some(&"string") => "a string",
+            Some(&"integer") => "a whole number",
+            _ => "something else",
+        };
+        let help = match value {
+            Value::Bool(_) | Value::Number(_) if wanted == "a string" => "; put it in quotes",
+            _ => "",
+        };
+        findings.problems.push(format!("{path}: must be {wanted}, is {}{help}", type_name(value)));
+        return;
+    }
+    match value {
+        Value::Object(map) => check_object(schema, map, path, findings),
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                check(schema.get("items").unwrap_or(&Value::Null), item, &format!("{path}[{i}]"), findings);
+            }
+        }
+        Value::String(text) => check_string(schema, text, path, findings),
+        _ => {}
+    }
+}
+
+fn check_object(schema: &Value, map: &Map<String, Value>, path: &str, findings: &mut Findings) {
+    for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        if !map.contains_key(name) {
+            findings.problems.push(format!("{path}.{name}: required"));
+        }
+    }
+    for (name, value) in map {
+        let path = || format!("{path}.{}", name.chars().filter(|c| !c.is_control()).take(100).collect::<String>());
+        if let Some(field) = schema.get("properties").and_then(|p| p.get(name)) {
+            check(field, value, &path(), findings);
+        } else if let Some(any) = schema.get("additionalProperties") {
+            check(any, value, &path(), findings);
+        } else {
+            findings.unknown.push(path());
+        }
+    }
+}
+
+fn check_string(schema: &Value, text: &str, path: &str, findings: &mut Findings) {
+    // URLs are the one place in a spec where a password may stand by mistake.
+    let shown =
+        if text.contains("://") { String::new() } else { format!("{:?} ", text.chars().take(80).collect::<String>()) };
+    let characters = text.chars().count() as u64;
+    let bound = |name| schema.get(name).and_then(Value::as_u64);
+    if let Some(allowed) = schema.get("enum").and_then(Value::as_array)
+        && !allowed.iter().any(|a| a.as_str() == Some(text))
+    {
+        let allowed: Vec<_> = allowed.iter().filter_map(Value::as_str).collect();
+        findings.problems.push(format!("{path}: {shown}is none of {}", allowed.join(", ")));
+    }
+    if let Some(pattern) = schema.get("pattern").and_then(Value::as_str)
+        // Every pattern is a constant of ours; one that does not compile would not be known to be met.
+        && !Regex::new(pattern).is_ok_and(|p| p.is_match(text))
+    {
+        findings.problems.push(format!("{path}: {shown}does not match {pattern}"));
+    }
+    if bound("minLength").is_some_and(|least| characters < least) {
+        findings.problems.push(format!("{path}: must not be empty"));
+    }
+    if let Some(most) = bound("maxLength").filter(|most| characters > *most) {
+        findings.problems.push(format!("{path}: has {characters} characters, at most {most} are allowed"));
+    }
+}
+
+/// Why a text is no DNS-1123 label (63 characters; what a namespace is) or subdomain (253; what most names are).
+pub fn check_dns(text: &str, subdomain: bool) -> Result<(), String> {
+    let label = |l: &str| {
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        !l.is_empty()
+            && l.bytes().all(|b| inner(b) || b == b'-')
+            && l.bytes().next().is_some_and(inner)
+            && l.bytes().next_back().is_some_and(inner)
+    };
+    let (most, good) = if subdomain {
+        // Five characters less than Kubernetes has: `<name>.json` must be a file's name.
+        (250, text.split('.').all(label))
+    } else {
+        (63, label(text))
+    };
+    if good && text.len() <= most {
+        return Ok(());
+    }
+    let dots = if subdomain { ", '.'" } else { "" };
+    Err(format!(
+        "{:?} must be at most {most} of a-z, 0-9, '-'{dots}, and begin and end with a letter or digit",
+        text.chars().take(80).collect::<String>()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn finds_what_an_api_server_would() {
+        let table: &[(Kind, Value, &[&str])] = &[
+            (Kind::OCIRepository, json!({"url": "oci://h/r", "interval": "1m"}), &[]),
+            (Kind::OCIRepository, json!({}), &["spec.url: required", "spec.interval: required"]),
+            (Kind::OCIRepository, json!([]), &["spec: must be a mapping, is a list"]),
+            (
+                Kind::OCIRepository,
+                json!({"url": "https://u:hunter2@h/r", "interval": "5"}),
+                &[
+                    r#"spec.interval: "5" does not match ^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"#,
+                    "spec.url: does not match ^oci://.*$",
+                ],
+            ),
+            (
+                Kind::OCIRepository,
+                json!({"url": "oci://h/r", "interval": "1h", "timeout": "1h", "ref": {"tag": 1.0}, "insecure": "yes",
+                    "layerSelector": {"operation": "unpack"}, "provider": "ibm", "verify": {"provider": "gpg"}}),
+                &[
+                    "spec.insecure: must be true or false, is a string",
+                    r#"spec.layerSelector.operation: "unpack" is none of extract, copy"#,
+                    r#"spec.provider: "ibm" is none of generic, aws, azure, gcp"#,
+                    "spec.ref.tag: must be a string, is a number; put it in quotes",
+                    r#"spec.timeout: "1h" does not match ^([0-9]+(\.[0-9]+)?(ms|s|m))+$"#,
+                    r#"spec.verify.provider: "gpg" is none of cosign, notation"#,
+                ],
+            ),
+            (Kind::GitRepository, json!({"url": "oci://h/r", "interval": "1m"}), &[]),
+            (Kind::GitRepository, json!({"url": "ssh://h/r", "interval": "1m"}), &[]),
+            (
+                Kind::GitRepository,
+                json!({"url": "file:///etc", "interval": "1m"}),
+                &["spec.url: does not match ^(oci|http|https|ssh)://.*$"],
+            ),
+            (Kind::HelmRepository, json!({"url": "oci://h/r", "type": "oci"}), &[]),
+            (
+                Kind::HelmRepository,
+                json!({"url": "oci://h/r", "type": "OCI"}),
+                &[r#"spec.type: "OCI" is none of default, oci"#],
+            ),
+            (
+                Kind::HelmChart,
+                json!({"chart": "a", "interval": "1m", "sourceRef": {"kind": "HelmRepository"}, "reconcileStrategy": "x"}),
+                &[r#"spec.reconcileStrategy: "x" is none of ChartVersion, Revision"#, "spec.sourceRef.name: required"],
+            ),
+            (
+                Kind::Kustomization,
+                json!({"interval": "1m", "validation": "strict", "deletionPolicy": "Keep", "targetNamespace": "",
+                    "sourceRef": {"kind": "GitRepository", "name": "a"}, "patches": [{"patch": "x", "target": 3}],
+                    "healthChecks": "no", "commonMetadata": {"labels": {"a": true}}}),
+                &[
+                    "spec.prune: required",
+                    "spec.commonMetadata.labels.a: must be a string, is a boolean; put it in quotes",
+                    r#"spec.deletionPolicy: "Keep" is none of MirrorPrune, Delete, WaitForTermination, Orphan"#,
+                    "spec.healthChecks: must be a list, is a string",
+                    "spec.targetNamespace: must not be empty",
+                    r#"spec.validation: "strict" is none of none, client, server"#,
+                ],
+            ),
+        ];
+        for (kind, spec, problems) in table {
+            let findings = check_spec(*kind, spec);
+            assert_eq!(findings.problems, *problems, "{kind} {spec}");
+            assert_eq!(findings.unknown, [] as [&str; 0], "{kind} {spec}");
+        }
+    }
+
+    #[test]
+    fn names_unknown_fields_at_any_depth() {
+        let spec = json!({"url": "oci://h/r", "interval": "1m", "urll": 1, "ref": {"Tag": "x"},
+            "verify": {"matchOIDCIdentity": [{"issuer": "a", "subject": "b", "extra": 1}]}});
+        let findings = check_spec(Kind::OCIRepository, &spec);
+        assert_eq!(findings.problems, [] as [&str; 0]);
+        assert_eq!(findings.unknown, ["spec.ref.Tag", "spec.urll", "spec.verify.matchOIDCIdentity[0].extra"]);
+    }
+
+    #[test]
+    fn fills_in_the_defaults_of_the_crds_and_no_others() {
+        let table = [
+            (
+                Kind::OCIRepository,
+                json!({"url": "oci://h/r", "interval": "1m", "verify": {}, "x": 1}),
+                json!({"url": "oci://h/r", "interval": "1m", "timeout": "60s", "provider": "generic",
+                    "verify": {"provider": "cosign"}, "x": 1}),
+            ),
+            (Kind::GitRepository, json!({"timeout": "5s"}), json!({"timeout": "5s"})),
+            (Kind::HelmRepository, json!({"type": "oci"}), json!({"type": "oci", "provider": "generic"})),
+            (
+                Kind::HelmChart,
+                json!({"chart": "a"}),
+                json!({"chart": "a", "version": "*", "reconcileStrategy": "ChartVersion"}),
+            ),
+            (Kind::Kustomization, json!({"prune": true}), json!({"prune": true})),
+        ];
+        for (kind, spec, expected) in table {
+            assert_eq!(with_defaults(kind, &spec), expected, "{kind}");
+        }
+    }
+
+    #[test]
+    fn every_type_that_passes_its_schema_deserializes() {
+        let spec = json!({"url": "oci://h/r", "interval": "1m", "ref": {}, "layerSelector": {}, "verify": {}});
+        assert_eq!(check_spec(Kind::OCIRepository, &spec), Findings::default());
+        assert!(serde_json::from_value::<OciRepositorySpec>(spec).is_ok());
+    }
+
+    #[test]
+    fn names_become_paths_only_if_they_are_dns_names() {
+        for (text, label, subdomain) in [
+            ("a", true, true),
+            ("my-app-oci", true, true),
+            ("a.b", false, true),
+            (&"a".repeat(63), true, true),
+            (&"a".repeat(64), false, true),
+            (&"a".repeat(251), false, false),
+            ("", false, false),
+            (".", false, false),
+            ("..", false, false),
+            ("../x", false, false),
+            ("a/b", false, false),
+            ("-a", false, false),
+            ("a-", false, false),
+            ("a..b", false, false),
+            ("A", false, false),
+            ("a\0", false, false),
+            ("é", false, false),
+        ] {
+            assert_eq!((check_dns(text, false).is_ok(), check_dns(text, true).is_ok()), (label, subdomain), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn metadata_is_checked_too() {
+        assert_eq!(
+            check_metadata(&json!({"labels": {"a": 1}, "other": []})),
+            ["metadata.name: required", "metadata.labels.a: must be a string, is a number; put it in quotes",]
+        );
+    }
+}

@@ -1,1 +1,0 @@
-//! The one way content enters the store.

@@ -1,0 +1,455 @@
+//! What a source object asks for, with its Secrets looked up: the way to its registry, the reference, the layer, the schedule.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Shared, group::Route, helm};
+use crate::{
+    artifact::choose::Choice,
+    class::Class,
+    digest::{Digest, DigestError},
+    objects::{
+        HelmChartSpec, Key, Kind, Object, SecretObject, Spec, Status,
+        condition::kinds,
+        source::LayerSelector,
+        view::{self, DEFAULT_TIMEOUT, as_source},
+    },
+    oci::{Reference, ReferenceError, media_type, version::exact_chart_tag},
+    pull::{Target, Wanted, Way},
+    registry::{Credentials, Endpoint, Proxy, Transport, docker_config},
+    secret::Secret,
+};
+
+/// How soon a Secret that is missing or wrong is looked at again, where nobody tells of its change.
+const RETRY_SECRETS: Duration = Duration::from_secs(30);
+
+/// A source as it is to be fetched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// What it shares with others.
+    pub route: Route,
+    /// `spec.url`, for messages.
+    pub url: String,
+    /// Which layer.
+    pub choice: Choice,
+    /// `spec.ignore`.
+    pub ignore: Option<String>,
+    /// `spec.layerSelector`.
+    pub selector: Option<LayerSelector>,
+    /// `spec.interval`.
+    pub interval: Duration,
+    /// `spec.timeout`.
+    pub timeout: Duration,
+    /// Of a HelmChart.
+    pub chart: Option<helm::WantedChart>,
+}
+
+/// Why an object cannot even be tried.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// The condition that says so.
+    pub condition: &'static str,
+    /// Its reason.
+    pub reason: &'static str,
+    /// What is wrong, where, and what to do.
+    pub message: String,
+    /// The class of failure.
+    pub class: Class,
+    /// When to look again; `None`: when the spec changes.
+    pub retry: Option<Duration>,
+}
+
+impl Refused {
+    /// Whether only another spec helps.
+    pub fn is_stalled(&self) -> bool {
+        self.retry.is_none()
+    }
+
+    fn spec(reason: &'static str, class: Class, message: impl Into<String>) -> Self {
+        Self { condition: kinds::FETCH_FAILED, reason, message: message.into(), class, retry: None }
+    }
+
+    fn url(error: &ReferenceError) -> Self {
+        Self::spec("URLInvalid", Class::Spec, format!("spec.url: {error}"))
+    }
+
+    fn authentication(message: impl Into<String>) -> Self {
+        let retry = Some(RETRY_SECRETS);
+        Self { retry, ..Self::spec("AuthenticationFailed", Class::Auth, message) }
+    }
+}
+
+/// `spec.timeout`, or its default.
+pub fn timeout(spec: &Spec) -> Duration {
+    match spec {
+        Spec::OciRepository(s) => s.timeout(),
+        Spec::GitRepository(s) => s.timeout(),
+        Spec::HelmRepository(s) => s.timeout.as_ref().map_or(DEFAULT_TIMEOUT, |t| t.get()),
+        Spec::HelmChart(_) => DEFAULT_TIMEOUT,
+        Spec::Kustomization(s) => super::kustomization::timeout(s),
+    }
+}
+
+/// What is asked of a registry, whichever kind asks.
+struct Asked<'a> {
+    reference: Result<Reference, ReferenceError>,
+    url: String,
+    wanted: Wanted,
+    secret: Option<&'a str>,
+    certificates: Option<&'a str>,
+    proxy: Option<&'a str>,
+    service_account: Option<&'a str>,
+    provider: &'a str,
+    insecure: bool,
+    verify: bool,
+    interval: Duration,
+    timeout: Duration,
+    choice: Choice,
+    selector: Option<LayerSelector>,
+    ignore: Option<String>,
+    /// A Secret may also hold `username` and `password`, and TLS material.
+    plain_secret: bool,
+}
+
+/// Reads an object; `None` where there is nothing to fetch for it.
+pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desired>, Refused> {
+    if let Spec::HelmChart(spec) = &object.spec {
+        return helm_chart(shared, object, spec).await;
+    }
+    let Some(view) = as_source(object) else { return Ok(None) };
+    let media_type = view.layer_selector.and_then(|s| s.media_type.clone()).filter(|m| !m.is_empty());
+    let chart = media_type.as_deref() == Some(media_type::HELM_LAYER);
+    let asked = Asked {
+        reference: Reference::parse_object_url(view.url),
+        url: view.url.to_string(),
+        wanted: wanted(view.wanted, chart)?,
+        secret: view.secret,
+        certificates: view.cert_secret,
+        proxy: view.proxy_secret,
+        service_account: view.service_account,
+        provider: view.provider,
+        insecure: view.insecure,
+        verify: view.verify.is_some(),
+        interval: view.interval,
+        timeout: view.timeout,
+        choice: Choice {
+            media_type,
+            copy: view.layer_selector.and_then(|s| s.operation.as_deref()) == Some("copy"),
+            all_layers_of_images: view.all_layers,
+        },
+        selector: view.layer_selector.cloned(),
+        ignore: view.ignore.map(str::to_string),
+        plain_secret: object.key.kind == Kind::GitRepository,
+    };
+    common(shared, object, asked, None).await.map(Some)
+}
+
+async fn helm_chart(
+    shared: &Arc<Shared>,
+    object: &Object,
+    spec: &HelmChartSpec,
+) -> Result<Option<Desired>, Refused> {
+    if spec.source_ref.kind != Kind::HelmRepository.name() {
+        // Charts out of Git and buckets are Flux's own.
+        return Ok(None);
+    }
+    let key = Key::new(Kind::HelmRepository, &object.key.namespace, &spec.source_ref.name);
+    let repository = shared.lock().objects.get(&key).map(|e| Arc::clone(&e.object));
+    let missing = |message: String| Refused {
+        condition: kinds::FETCH_FAILED,
+        reason: "SourceUnavailable",
+        message,
+        class: Class::NotFound,
+        retry: Some(RETRY_SECRETS),
+    };
+    let repository = repository
+        .ok_or_else(|| missing(format!("failed to get source: HelmRepository '{}' not found", spec.source_ref.name)))?;
+    let Spec::HelmRepository(from) = &repository.spec else { return Ok(None) };
+    if from.kind.as_deref() != Some("oci") {
+        return Ok(None);
+    }
+    let version = spec.version.as_deref().unwrap_or("*");
+    let asked = Asked {
+        reference: Reference::parse_chart_url(&from.url, &spec.chart),
+        url: format!("{}/{}", from.url.trim_end_matches('/'), spec.chart),
+        wanted: match exact_chart_tag(version) {
+            Some(tag) => Wanted::Tag(tag),
+            None => Wanted::Chart(version.to_string()),
+        },
+        secret: from.secret_ref.as_ref().map(|r| r.name.as_str()),
+        certificates: from.cert_secret_ref.as_ref().map(|r| r.name.as_str()),
+        proxy: None,
+        service_account: None,
+        provider: from.provider.as_deref().unwrap_or("generic"),
+        insecure: from.insecure,
+        verify: spec.verify.is_some(),
+        interval: spec.interval.get(),
+        timeout: timeout(&repository.spec),
+        choice: Choice { media_type: Some(media_type::HELM_LAYER.into()), copy: true, all_layers_of_images: false },
+        selector: None,
+        ignore: None,
+        plain_secret: true,
+    };
+    let wanted = helm::WantedChart {
+        name: spec.chart.rsplit('/').next().unwrap_or(&spec.chart).to_string(),
+        values: (!spec.values_files.is_empty()).then(|| helm::Values {
+            files: spec.values_files.clone(),
+            ignore_missing: spec.ignore_missing_values_files,
+            generation: object.metadata.generation,
+        }),
+    };
+    common(shared, object, asked, Some(wanted)).await.map(Some)
+}
+
+async fn common(
+    shared: &Arc<Shared>,
+    object: &Object,
+    asked: Asked<'_>,
+    chart: Option<helm::WantedChart>,
+) -> Result<Desired, Refused> {
+    let reference = asked.reference.clone().map_err(|e| Refused::url(&e))?;
+    if let Err(why) = shared.puller.permits(&reference.registry) {
+        let message = format!("spec.url: {} must not be contacted: {why}", reference.registry);
+        return Err(Refused::spec("URLInvalid", Class::Policy, message));
+    }
+    if asked.verify {
+        let message = "spec.verify: this version checks no signatures; remove spec.verify, or use one that does";
+        return Err(Refused {
+            condition: kinds::FETCH_FAILED,
+            ..Refused::spec("VerificationError", Class::Policy, message)
+        });
+    }
+    let credentials = credentials(shared, object, &asked, &reference).await?;
+    if asked.provider != "generic" && credentials.is_none() {
+        let message = format!("spec.provider: {} needs a login that this version does not do; name a secretRef", asked.provider);
+        return Err(Refused::spec("FeatureGateDisabled", Class::Policy, message));
+    }
+    let named_insecure = shared.config.insecure_registries.contains(&reference.registry);
+    let mut transport = Transport {
+        insecure: asked.insecure || named_insecure,
+        // The object's own url may name a loopback address: that is its permission.
+        allow_loopback: reference.registry.is_loopback_literal(),
+        ..Transport::default()
+    };
+    certificates(shared, object, &asked, &mut transport).await?;
+    transport.proxy = proxy(shared, object, &asked).await?;
+    let endpoint =
+        Endpoint { registry: reference.registry, transport, credentials: credentials.unwrap_or_default() };
+    Ok(Desired {
+        route: Route { way: Arc::new(Way { endpoint, repository: reference.repository }), wanted: asked.wanted },
+        url: asked.url,
+        choice: asked.choice,
+        ignore: asked.ignore,
+        selector: asked.selector,
+        interval: asked.interval,
+        timeout: asked.timeout,
+        chart,
+    })
+}
+
+async fn secret(shared: &Arc<Shared>, object: &Object, field: &str, name: &str) -> Result<Arc<SecretObject>, Refused> {
+    if name.contains('/') {
+        let message = format!("spec.{field}: {name:?} is not the name of a Secret in this object's own namespace");
+        return Err(Refused::authentication(message));
+    }
+    match shared.backend.secret(&object.key.namespace, name).await {
+        Ok(Some(secret)) => Ok(secret),
+        Ok(None) => {
+            let message = format!("spec.{field}: Secret '{}/{name}' not found", object.key.namespace);
+            Err(Refused::authentication(message))
+        }
+        Err(error) => Err(Refused::authentication(format!("spec.{field}: cannot read the Secret: {error}"))),
+    }
+}
+
+/// The credentials that the Secrets hold for this registry; `None` where no Secret is named or none fits.
+async fn credentials(
+    shared: &Arc<Shared>,
+    object: &Object,
+    asked: &Asked<'_>,
+    reference: &Reference,
+) -> Result<Option<Credentials>, Refused> {
+    let mut secrets = Vec::new();
+    if let Some(named) = asked.secret {
+        secrets.push(("secretRef".to_string(), secret(shared, object, "secretRef", named).await?, named.to_string()));
+    }
+    if let Some(account) = asked.service_account {
+        let found = shared.backend.service_account(&object.key.namespace, account).await;
+        let found = found.map_err(|e| Refused::authentication(format!("spec.serviceAccountName: {e}")))?;
+        let found = found.ok_or_else(|| {
+            let namespace = &object.key.namespace;
+            Refused::authentication(format!("spec.serviceAccountName: ServiceAccount '{namespace}/{account}' not found"))
+        })?;
+        for name in found.image_pull_secrets {
+            let field = format!("serviceAccountName: imagePullSecrets of {account}");
+            let pulled = secret(shared, object, &field, &name).await?;
+            secrets.push((field, pulled, name));
+        }
+    }
+    let had_secrets = !secrets.is_empty();
+    for (field, secret, name) in secrets {
+        let named = |what: &str| {
+            Refused::authentication(format!("spec.{field}: Secret '{}/{name}' {what}", object.key.namespace))
+        };
+        let data = |key: &str| secret.data.get(key);
+        if let Some(config) = data(".dockerconfigjson") {
+            let config = docker_config::parse(config.expose().as_bytes())
+                .map_err(|e| named(&format!("has a .dockerconfigjson that cannot be used: {e}")))?;
+            let found = config.lookup(&reference.registry, &reference.repository);
+            if found != Credentials::Anonymous {
+                return Ok(Some(found));
+            }
+        } else if asked.plain_secret && (data("username").is_some() || data("password").is_some()) {
+            let (Some(username), Some(password)) = (data("username"), data("password")) else {
+                return Err(named("must have both username and password"));
+            };
+            return Ok(Some(Credentials::Basic {
+                username: username.expose().to_string(),
+                password: password.clone(),
+            }));
+        } else if !(asked.plain_secret && has_tls(&secret)) {
+            let what = "has neither .dockerconfigjson nor what else this kind takes; make it with \
+                        `kubectl create secret docker-registry`";
+            return Err(named(what));
+        }
+    }
+    // Secrets that name only other registries: anonymous, as with a kubelet's keychain; but no cloud login.
+    Ok(had_secrets.then_some(Credentials::Anonymous))
+}
+
+fn has_tls(secret: &SecretObject) -> bool {
+    ["ca.crt", "caFile", "tls.crt", "certFile"].iter().any(|key| secret.data.contains_key(*key))
+}
+
+/// `ca.crt`, `tls.crt`, `tls.key`, each with its older name after it.
+async fn certificates(
+    shared: &Arc<Shared>,
+    object: &Object,
+    asked: &Asked<'_>,
+    transport: &mut Transport,
+) -> Result<(), Refused> {
+    let (field, named) = match (asked.certificates, asked.secret) {
+        (Some(named), _) => ("certSecretRef", named),
+        (None, Some(named)) if asked.plain_secret => ("secretRef", named),
+        _ => return Ok(()),
+    };
+    let secret = secret(shared, object, field, named).await?;
+    if field == "secretRef" && !has_tls(&secret) {
+        return Ok(());
+    }
+    let data = |key: &str, older: &str| secret.data.get(key).or_else(|| secret.data.get(older));
+    let wrong = |what: &str| {
+        let place = format!("spec.{field}: Secret '{}/{}'", object.key.namespace, named);
+        Refused::authentication(format!("{place} {what}"))
+    };
+    transport.ca = data("ca.crt", "caFile").map(|pem| pem.expose().into());
+    transport.client_certificate = match (data("tls.crt", "certFile"), data("tls.key", "keyFile")) {
+        (Some(chain), Some(key)) => Some((chain.expose().into(), Arc::new(key.clone()))),
+        (None, None) => None,
+        _ => return Err(wrong("must have both tls.crt and tls.key, or neither")),
+    };
+    if transport.ca.is_none() && transport.client_certificate.is_none() {
+        return Err(wrong("has none of ca.crt, and tls.crt with tls.key"));
+    }
+    Ok(())
+}
+
+async fn proxy(shared: &Arc<Shared>, object: &Object, asked: &Asked<'_>) -> Result<Option<Proxy>, Refused> {
+    let Some(named) = asked.proxy else { return Ok(None) };
+    let secret = secret(shared, object, "proxySecretRef", named).await?;
+    let wrong = |what: &str| {
+        let place = format!("spec.proxySecretRef: Secret '{}/{}'", object.key.namespace, named);
+        Refused::authentication(format!("{place} {what}"))
+    };
+    let address = secret.data.get("address").ok_or_else(|| wrong("has no address"))?;
+    let mut proxy = Proxy { address: address.expose().to_string(), credentials: None };
+    if let Some(username) = secret.data.get("username") {
+        let password = secret.data.get("password").cloned().unwrap_or_else(|| Secret::new(""));
+        proxy.credentials = Some((username.expose().to_string(), password));
+    }
+    Ok(Some(proxy))
+}
+
+/// A reference, typed. Flux finds a bad one when it pulls, and so tells it as a failed pull.
+fn wanted(wanted: view::Wanted, chart: bool) -> Result<Wanted, Refused> {
+    let refused = |field: &str, error: String| {
+        Refused::spec("OCIArtifactPullFailed", Class::Spec, format!("spec.ref.{field}: {error}"))
+    };
+    match wanted {
+        view::Wanted::Digest(text) => {
+            text.parse().map(Wanted::Digest).map_err(|e: DigestError| refused("digest", e.to_string()))
+        }
+        view::Wanted::Tag(text) => text.parse().map(Wanted::Tag).map_err(|e: ReferenceError| refused("tag", e.to_string())),
+        view::Wanted::Semver { range, filter } => Ok(Wanted::Version { range, filter, chart }),
+    }
+}
+
+impl Desired {
+    /// The revision of `target`: `<tag>@<digest>`, or the digest alone.
+    pub fn revision(&self, target: &Target) -> String {
+        match &target.tag {
+            Some(tag) => format!("{tag}@{}", target.digest),
+            None => target.digest.to_string(),
+        }
+    }
+
+    /// Whether `status` already holds what `target` would give.
+    pub fn is_current(&self, status: &Status, target: &Target) -> bool {
+        let Some(artifact) = &status.artifact else { return false };
+        match &self.chart {
+            // A chart's revision is its version: a re-pushed tag is told by the digest that was observed.
+            Some(chart) => {
+                status.observed_source_artifact_revision.as_deref() == Some(&self.revision(target))
+                    && status.observed_chart_name.as_deref() == Some(&chart.name)
+                    && status.observed_values_files == chart.values.as_ref().map(|v| v.files.clone())
+            }
+            None => {
+                artifact.revision == self.revision(target)
+                    && status.observed_ignore == self.ignore
+                    && status.observed_layer_selector == self.selector
+            }
+        }
+    }
+
+    /// Writes beside the artifact what it was made from.
+    pub fn observe(&self, status: &mut Status, key: &Key, target: &Target, chart: Option<&helm::Chart>, advertise: &str) {
+        if let Some(artifact) = &status.artifact
+            && key.kind != Kind::GitRepository
+            && let Some((directory, _)) = artifact.path.rsplit_once('/')
+        {
+            status.url = Some(format!("{advertise}/{directory}/latest.tar.gz"));
+        }
+        match chart {
+            Some(chart) => {
+                status.observed_source_artifact_revision = Some(self.revision(target));
+                status.observed_chart_name = Some(chart.name.clone());
+                status.observed_values_files =
+                    self.chart.as_ref().and_then(|c| c.values.as_ref()).map(|v| v.files.clone());
+            }
+            None => {
+                status.observed_ignore = self.ignore.clone();
+                status.observed_layer_selector = self.selector.clone();
+            }
+        }
+    }
+
+    /// Where the artifact is fetched, below the listener's root.
+    pub fn path(&self, key: &Key, digest: &Digest, chart: Option<&helm::Chart>) -> String {
+        let directory = format!("{}/{}/{}", key.kind.lower(), key.namespace, key.name);
+        match chart {
+            Some(chart) => format!("{directory}/{}-{}-{}.tgz", chart.name, chart.version, &digest.hex()[..12]),
+            None => format!("{directory}/{}.tar.gz", digest.hex()),
+        }
+    }
+
+    /// Reason and message of a stored artifact.
+    pub fn stored(&self, revision: &str) -> (&'static str, String) {
+        match &self.chart {
+            None => ("Succeeded", format!("stored artifact for digest '{revision}'")),
+            Some(chart) if chart.values.is_some() => {
+                ("ChartPackageSucceeded", format!("packaged '{}' chart with version '{revision}'", chart.name))
+            }
+            Some(chart) => ("ChartPullSucceeded", format!("pulled '{}' chart with version '{revision}'", chart.name)),
+        }
+    }
+}
+

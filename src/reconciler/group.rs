@@ -1,0 +1,240 @@
+//! Objects that name the same thing the same way, and so share one schedule, one probe and one pull.
+//!
+//! A group is one way to a registry, one repository and one reference. Its task probes once per shortest interval among the
+//! members and hands what it found to each of them. A requested pass probes afresh; requests that come while that probe still
+//! waits to be sent share it. A group without members ends.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+
+use super::{Shared, backoff::Backoff, source};
+use crate::{
+    class::Retry,
+    objects::Key,
+    pull::{PullError, Target, Wanted, Way},
+    registry::Budget,
+};
+
+/// What the members have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// How, as whom, and which repository.
+    pub way: Arc<Way>,
+    /// Which manifest.
+    pub wanted: Wanted,
+}
+
+/// One member's demands on the schedule.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand {
+    /// `spec.interval`.
+    pub interval: Duration,
+    /// `spec.timeout`.
+    pub timeout: Duration,
+}
+
+/// What a probe found.
+pub type Outcome = Result<Target, Arc<PullError>>;
+
+/// A group of objects.
+pub struct Group {
+    route: Route,
+    inner: Mutex<Inner>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    members: BTreeMap<Key, Member>,
+    /// Somebody asked for a probe that has not been sent yet.
+    requested: bool,
+    waiters: Vec<(Key, oneshot::Sender<()>)>,
+    /// The last probe's result, for members that join between probes.
+    last: Option<Target>,
+    ended: bool,
+}
+
+struct Member {
+    demand: Demand,
+    /// New or changed, and not judged since.
+    pending: bool,
+}
+
+/// All groups by what their members have in common.
+#[derive(Default)]
+pub struct Groups(Mutex<HashMap<Route, Arc<Group>>>);
+
+impl Groups {
+    /// Makes `key` a member of the group for `route`, with a pass to come; `requested` asks for a fresh probe.
+    pub fn join(&self, shared: &Arc<Shared>, route: &Route, key: &Key, demand: Demand, requested: bool) -> Arc<Group> {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = groups.get(route) {
+            let mut inner = group.lock();
+            if !inner.ended {
+                inner.members.insert(key.clone(), Member { demand, pending: true });
+                inner.requested |= requested;
+                drop(inner);
+                group.wake.notify_one();
+                return Arc::clone(group);
+            }
+        }
+        let members = BTreeMap::from([(key.clone(), Member { demand, pending: true })]);
+        let group = Arc::new(Group {
+            route: route.clone(),
+            inner: Mutex::new(Inner { members, requested, ..Inner::default() }),
+            wake: Notify::new(),
+        });
+        groups.insert(route.clone(), Arc::clone(&group));
+        tokio::spawn(run(Arc::clone(shared), Arc::clone(&group)));
+        group
+    }
+
+    /// How many groups there are.
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn remove(&self, group: &Arc<Group>) {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if groups.get(&group.route).is_some_and(|g| Arc::ptr_eq(g, group)) {
+            groups.remove(&group.route);
+        }
+    }
+}
+
+impl Group {
+    /// Takes `key` out; its waiters are told by the end of their channel.
+    pub fn leave(&self, key: &Key) {
+        let mut inner = self.lock();
+        inner.members.remove(key);
+        inner.waiters.retain(|(k, _)| k != key);
+        drop(inner);
+        self.wake.notify_one();
+    }
+
+    /// Asks for a fresh probe and a pass over `key`; the receiver hears of its end.
+    pub fn request(&self, key: &Key) -> oneshot::Receiver<()> {
+        let (send, receive) = oneshot::channel();
+        let mut inner = self.lock();
+        inner.requested = true;
+        inner.waiters.push((key.clone(), send));
+        drop(inner);
+        self.wake.notify_one();
+        receive
+    }
+
+    /// What the members have in common.
+    pub fn route(&self) -> &Route {
+        &self.route
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One turn's work, taken from the group at the moment its probe is sent.
+struct Turn {
+    requested: bool,
+    waiters: Vec<(Key, oneshot::Sender<()>)>,
+    members: Vec<(Key, bool)>,
+    timeout: Duration,
+    last: Option<Target>,
+}
+
+async fn run(shared: Arc<Shared>, group: Arc<Group>) {
+    shared.synced().await;
+    let mut due = Instant::now();
+    let mut backoff = Backoff::default();
+    loop {
+        {
+            let mut inner = group.lock();
+            if inner.members.is_empty() {
+                inner.ended = true;
+                drop(inner);
+                return shared.groups.remove(&group);
+            }
+        }
+        let idle = {
+            let inner = group.lock();
+            !inner.requested && !inner.members.values().any(|m| m.pending)
+        };
+        if idle {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                () = group.wake.notified() => {
+                    if Instant::now() < due {
+                        continue;
+                    }
+                }
+                () = shared.shutdown.wait() => return,
+            }
+        }
+        let permit = shared.permit(&group.route.way.endpoint.registry).await;
+        let is_due = Instant::now() >= due;
+        let Some(turn) = take_turn(&group) else { continue };
+        let started = Instant::now();
+        let fresh = is_due || turn.requested || turn.last.is_none();
+        let outcome = match (fresh, turn.last) {
+            (false, Some(target)) => Ok(target),
+            _ => probe(&shared, &group, turn.requested, turn.timeout).await,
+        };
+        let members = turn.members.into_iter().filter(|(_, pending)| fresh || *pending).map(|(key, _)| key).collect();
+        let budget = Budget { deadline: (started + turn.timeout).into_std(), requested: turn.requested };
+        let failure = source::pass_over(&shared, &group.route, members, &outcome, budget, started).await;
+        drop(permit);
+        group.lock().last = outcome.ok();
+        if fresh || failure.is_some() {
+            due = started + next(&group, failure.as_deref(), &mut backoff);
+        }
+        for (_, waiter) in turn.waiters {
+            let _ = waiter.send(());
+        }
+    }
+}
+
+fn take_turn(group: &Group) -> Option<Turn> {
+    let mut inner = group.lock();
+    if inner.members.is_empty() {
+        return None;
+    }
+    let members =
+        inner.members.iter_mut().map(|(key, m)| (key.clone(), std::mem::replace(&mut m.pending, false))).collect();
+    Some(Turn {
+        requested: std::mem::take(&mut inner.requested),
+        waiters: std::mem::take(&mut inner.waiters),
+        members,
+        timeout: inner.members.values().map(|m| m.demand.timeout).max().unwrap_or_default(),
+        last: inner.last.clone(),
+    })
+}
+
+async fn probe(shared: &Shared, group: &Group, requested: bool, timeout: Duration) -> Outcome {
+    let Route { way, wanted } = &group.route;
+    let held = shared.holds_something_for(&group.lock().members.keys().cloned().collect::<Vec<_>>());
+    let budget = Budget { deadline: (Instant::now() + timeout).into_std(), requested };
+    shared.puller.resolve(way, wanted, held, budget).await.map_err(Arc::new)
+}
+
+/// How long until the next probe.
+fn next(group: &Group, failure: Option<&source::Failure>, backoff: &mut Backoff) -> Duration {
+    let interval = group.lock().members.values().map(|m| m.demand.interval).min().unwrap_or(Duration::from_secs(60));
+    match failure {
+        Some(failure) if failure.class().retry() == Retry::Backoff => {
+            let wait = backoff.next();
+            failure.retry_after().map_or(wait, |stated| stated.max(wait))
+        }
+        _ => {
+            backoff.reset();
+            super::backoff::jittered(interval)
+        }
+    }
+}

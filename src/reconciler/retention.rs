@@ -1,0 +1,182 @@
+//! How long superseded artifacts stay: at least [`super::Config::retention`], and at least the newest
+//! [`super::Config::retention_records`] of each object, so that whoever read a status a moment ago still finds its URL.
+//!
+//! What is superseded is not written down: after a restart the trees on disk tell, and their time begins anew.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::Shared;
+use crate::{
+    blocking,
+    digest::{Algorithm, Digest},
+    objects::{Artifact, Key, Kind, Status},
+};
+
+/// How often superseded artifacts are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// The superseded artifacts of one object, oldest first.
+#[derive(Debug, Default)]
+pub struct Retained(Vec<Superseded>);
+
+#[derive(Debug, Clone)]
+struct Superseded {
+    path: String,
+    digest: Digest,
+    since: Instant,
+}
+
+impl Retained {
+    /// After a start: what lies beside the current artifact's tree.
+    pub async fn found(shared: &Arc<Shared>, key: &Key, current: &Digest) -> Self {
+        // Of a chart's path the version is not known any more; its tree goes with the next one.
+        if key.kind == Kind::HelmChart {
+            return Self::default();
+        }
+        let (store, asked, current) = (shared.puller.store().clone(), key.clone(), *current);
+        let others = blocking::io(move || {
+            let mut others = Vec::new();
+            for hex in store.trees(&asked.namespace, &asked.name)? {
+                let digest = hex::decode(&hex).ok().and_then(|b| Digest::from_bytes(Algorithm::Sha256, &b));
+                if let Some(digest) = digest.filter(|d| *d != current)
+                    && store.has(&digest)?
+                {
+                    others.push(digest);
+                }
+            }
+            Ok::<_, crate::store::StoreError>(others)
+        });
+        let others = others.await.unwrap_or_else(|error| {
+            tracing::warn!(%key, %error, "cannot list the superseded artifacts");
+            Vec::new()
+        });
+        let since = Instant::now();
+        let superseded = others.into_iter().map(|digest| Superseded {
+            path: format!("{}/{}/{}/{}.tar.gz", key.kind.lower(), key.namespace, key.name, digest.hex()),
+            digest,
+            since,
+        });
+        let retained = Self(superseded.collect());
+        for old in &retained.0 {
+            shared.published.insert(&old.path, old.digest);
+        }
+        retained
+    }
+
+    /// The digests kept.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.0.iter().map(|s| s.digest)
+    }
+
+    /// `before` gave way to `after`.
+    pub fn supersede(&mut self, before: Option<&Artifact>, after: Option<&Artifact>) {
+        if let Some(after) = after {
+            self.0.retain(|s| s.path != after.path);
+        }
+        if let Some(before) = before
+            && after.is_none_or(|after| after.path != before.path)
+        {
+            let (path, digest) = (before.path.clone(), before.digest);
+            self.0.push(Superseded { path, digest, since: Instant::now() });
+        }
+    }
+
+    /// Takes out what has been kept long enough.
+    fn expire(&mut self, keep: Duration, records: usize) -> Vec<Superseded> {
+        // The current artifact is one of the records.
+        let excess = self.0.len().saturating_sub(records.saturating_sub(1));
+        let expired = self.0[..excess].iter().take_while(|s| s.since.elapsed() >= keep).count();
+        self.0.drain(..expired).collect()
+    }
+}
+
+/// Takes superseded artifacts away as their time comes, until it is aborted.
+pub async fn sweep(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let expired: Vec<(Key, Superseded)> = {
+            let (keep, records) = (shared.config.retention, shared.config.retention_records);
+            let mut state = shared.lock();
+            let expire = state.objects.values_mut().flat_map(|entry| {
+                let key = entry.object.key.clone();
+                entry.retained.expire(keep, records).into_iter().map(move |s| (key.clone(), s))
+            });
+            expire.collect()
+        };
+        for (key, old) in expired {
+            take_away(&shared, &key, &old.path, old.digest).await;
+        }
+    }
+}
+
+/// Takes everything of a deleted object away, at once.
+pub async fn drop_all(shared: &Arc<Shared>, key: &Key, status: &Status, retained: Retained) {
+    let current = status.artifact.iter().map(|a| (a.path.clone(), a.digest));
+    for (path, digest) in current.chain(retained.0.into_iter().map(|s| (s.path, s.digest))) {
+        take_away(shared, key, &path, digest).await;
+    }
+}
+
+async fn take_away(shared: &Arc<Shared>, key: &Key, path: &str, digest: Digest) {
+    shared.published.remove(path);
+    // Objects of different kinds with one name share the folder: a version goes when no status names it.
+    let named = {
+        let state = shared.lock();
+        state.objects.values().any(|e| {
+            let k = &e.object.key;
+            (&k.namespace, &k.name) == (&key.namespace, &key.name)
+                && (e.status.artifact.as_ref().is_some_and(|a| a.digest == digest)
+                    || e.retained.digests().any(|d| d == digest))
+        })
+    };
+    if named {
+        return;
+    }
+    let (store, of) = (shared.puller.store().clone(), key.clone());
+    let gone = blocking::io(move || store.retire_tree(&of.namespace, &of.name, &digest.hex())).await;
+    if let Err(error) = gone {
+        tracing::warn!(%key, %digest, %error, "cannot take a superseded tree away");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn artifact(n: u8) -> Artifact {
+        Artifact {
+            digest: Digest::sha256(&[n]),
+            path: format!("ocirepository/default/a/{n}.tar.gz"),
+            url: String::new(),
+            revision: String::new(),
+            last_update_time: String::new(),
+            size: 0,
+            metadata: std::collections::BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_newest_two_stay_and_the_rest_goes_once_old_enough() {
+        let mut retained = Retained::default();
+        let [a, b, c, d] = [1, 2, 3, 4].map(artifact);
+        for (before, after) in [(None, &a), (Some(&a), &b), (Some(&b), &c), (Some(&c), &d)] {
+            retained.supersede(before, Some(after));
+        }
+        assert!(retained.expire(Duration::from_secs(60), 2).is_empty(), "too young");
+        let gone = retained.expire(Duration::ZERO, 2);
+        assert_eq!(gone.iter().map(|s| &s.path).collect::<Vec<_>>(), [&a.path, &b.path]);
+        assert_eq!(retained.digests().collect::<Vec<_>>(), [c.digest]);
+    }
+
+    #[test]
+    fn what_becomes_current_again_is_not_superseded() {
+        let mut retained = Retained::default();
+        let [a, b] = [1, 2].map(artifact);
+        retained.supersede(Some(&a), Some(&b));
+        retained.supersede(Some(&b), Some(&a));
+        assert_eq!(retained.digests().collect::<Vec<_>>(), [b.digest]);
+    }
+}

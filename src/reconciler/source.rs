@@ -1,0 +1,464 @@
+//! One pass over the members of a group: from what the probe found to a served artifact and a status that says so.
+//!
+//! Conditions and reasons are Flux's (flux.md section 1.4). A failure never takes an artifact away: it stays in the status and is
+//! served, and the message says so.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{task::JoinSet, time::Instant};
+
+use super::{
+    Shared,
+    desired::{Desired, Refused},
+    group::{Outcome, Route},
+    helm, retention,
+};
+use crate::{
+    artifact::{
+        build::{self, ArtifactError, Built, Ignoring},
+        choose::{self, Choice, Chosen},
+    },
+    blocking,
+    class::Class,
+    digest::Digest,
+    metrics,
+    objects::{
+        Artifact, Event, Key, Object, Status,
+        condition::{ConditionStatus, Conditions, kinds, rfc3339},
+    },
+    pull::{PullError, PulledManifest, Target, Wanted, Way},
+    registry::Budget,
+    store::{Lease, StoreError},
+};
+
+/// How many members of one group are worked on at once, when the work is more than a glance.
+const AT_ONCE: usize = 4;
+
+/// What two members must have in common to share a built artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BuildKey {
+    way: Arc<Way>,
+    digest: Digest,
+    choice: Choice,
+    ignore: Option<String>,
+    values: Option<helm::Values>,
+}
+
+/// An artifact with what it was made from.
+pub struct Obtained {
+    built: Built,
+    manifest: PulledManifest,
+    chart: Option<helm::Chart>,
+    /// Keeps the layers from collection until a status names what was made of them.
+    _leases: Vec<Lease>,
+}
+
+/// Why a pass failed, as the conditions tell it.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    condition: &'static str,
+    reason: &'static str,
+    message: String,
+    class: Class,
+    retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure under `condition`.
+    pub fn new(condition: &'static str, reason: &'static str, class: Class, message: impl Into<String>) -> Self {
+        Self { condition, reason, message: message.into(), class, retry_after: None }
+    }
+
+    /// The class of failure.
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// When the registry asked to be asked again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    fn pulling(error: &PullError, wanted: &Wanted) -> Self {
+        let class = error.class();
+        let (condition, reason) = match (error.registry(), error) {
+            (Some(registry), _) if registry.is_authentication_setup() => (kinds::FETCH_FAILED, "AuthenticationFailed"),
+            (_, PullError::Version(_) | PullError::Tags(_)) => (kinds::FETCH_FAILED, "ReadOperationFailed"),
+            _ if class == Class::Disk => (kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed"),
+            _ => (kinds::FETCH_FAILED, "OCIArtifactPullFailed"),
+        };
+        let message = match reason {
+            "ReadOperationFailed" => format!("failed to determine the artifact tag: {error}"),
+            _ => format!("failed to pull artifact ({wanted}): {error}"),
+        };
+        Self {
+            retry_after: error.registry().and_then(|e| e.retry_after()),
+            ..Self::new(condition, reason, class, message)
+        }
+    }
+
+    fn building(error: &ArtifactError) -> Self {
+        let class = error.class();
+        let (condition, reason) = match class {
+            Class::Disk => (kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed"),
+            _ => (kinds::FETCH_FAILED, "OCIArtifactLayerOperationFailed"),
+        };
+        Self::new(condition, reason, class, format!("failed to make the artifact: {error}"))
+    }
+
+    fn storing(error: &StoreError) -> Self {
+        let message = format!("failed to store the artifact: {error}");
+        Self::new(kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed", error.class(), message)
+    }
+}
+
+/// Passes over `members`; the failure that decides when to come back, if there was one.
+pub async fn pass_over(
+    shared: &Arc<Shared>,
+    route: &Route,
+    members: Vec<Key>,
+    outcome: &Outcome,
+    budget: Budget,
+    started: Instant,
+) -> Option<Box<Failure>> {
+    let mut worst: Option<Box<Failure>> = None;
+    let mut note = |failure: Option<Failure>| {
+        if let Some(failure) = failure
+            && worst.as_ref().is_none_or(|w| w.class.retry() != crate::class::Retry::Backoff)
+        {
+            worst = Some(Box::new(failure));
+        }
+    };
+    let mut working = JoinSet::new();
+    for key in members {
+        let (shared, route, outcome) = (Arc::clone(shared), route.clone(), outcome.clone());
+        while working.len() >= AT_ONCE {
+            note(working.join_next().await.and_then(|joined| joined.unwrap_or_else(|e| resume(e))));
+        }
+        working.spawn(async move { pass(&shared, &route, &key, outcome, budget, started).await });
+    }
+    while let Some(joined) = working.join_next().await {
+        note(joined.unwrap_or_else(|e| resume(e)));
+    }
+    worst
+}
+
+/// A panic in a pass goes on here; passes are never cancelled.
+fn resume<T>(error: tokio::task::JoinError) -> T {
+    std::panic::resume_unwind(error.into_panic())
+}
+
+async fn pass(
+    shared: &Arc<Shared>,
+    route: &Route,
+    key: &Key,
+    outcome: Outcome,
+    budget: Budget,
+    started: Instant,
+) -> Option<Failure> {
+    let (object, desired, before) = {
+        let state = shared.lock();
+        let entry = state.objects.get(key)?;
+        let desired = entry.desired.clone().filter(|d| d.route == *route)?;
+        (Arc::clone(&entry.object), desired, entry.status.clone())
+    };
+    let mut status = before.clone();
+    let mut warning = None;
+    let result = match &outcome {
+        Err(error) => Err(Failure::pulling(error, &route.wanted)),
+        Ok(target) => bring(shared, &object, &desired, target, &mut status, &mut warning, budget).await,
+    };
+    let now = Timestamp::now();
+    judge(&mut status, &object, &desired, &result, now);
+    let mut events = tell(&before, &status, &desired, &result);
+    events.extend(warning.map(|message| Event { normal: false, reason: "PlatformMismatch".into(), message }));
+    let failure = result.err();
+    if let Some(failure) = &failure {
+        tracing::warn!(%key, class = %failure.class, reason = failure.reason, "{}", failure.message);
+    }
+    shared.conclude(&object, status, events).await;
+    record(key, failure.as_ref().map(|f| f.class), started.elapsed());
+    failure
+}
+
+fn record(key: &Key, class: Option<Class>, took: Duration) {
+    metrics::reconciled(key.kind.name(), &key.namespace, &key.name, class, took.as_secs_f64());
+}
+
+/// Makes the artifact for `target` current in `status`, unless it is already.
+async fn bring(
+    shared: &Arc<Shared>,
+    object: &Object,
+    desired: &Desired,
+    target: &Target,
+    status: &mut Status,
+    warning: &mut Option<String>,
+    budget: Budget,
+) -> Result<(), Failure> {
+    if let Some(artifact) = &status.artifact {
+        let (store, digest) = (shared.puller.store().clone(), artifact.digest);
+        // A pass that finds its artifact gone or damaged fetches it again; consumers must not be sent to a dead URL meanwhile.
+        let held = blocking::io(move || store.get(&digest)).await.map_err(|e| Failure::storing(&e))?;
+        if held.is_none() {
+            tracing::warn!(key = %object.key, digest = %artifact.digest, "the artifact disappeared from storage");
+            shared.published.remove(&artifact.path);
+            status.artifact = None;
+        }
+    }
+    if desired.is_current(status, target) {
+        return Ok(());
+    }
+    let obtained = obtain(shared, desired, target, budget).await.map_err(|f| (*f).clone())?;
+    *warning = obtained.manifest.warning.clone();
+    let revision = match &obtained.chart {
+        Some(chart) => chart.version.clone(),
+        None => desired.revision(target),
+    };
+    let digest = obtained.built.digest();
+    let path = desired.path(&object.key, &digest, obtained.chart.as_ref());
+    shared.published.insert(&path, digest);
+    publish_tree(shared, &object.key, &obtained).await?;
+    let artifact = Artifact {
+        digest,
+        url: format!("{}/{path}", shared.config.advertise),
+        path,
+        revision,
+        last_update_time: rfc3339(Timestamp::now()),
+        size: obtained.built.blob.len(),
+        metadata: obtained.manifest.manifest.annotations.clone(),
+    };
+    status.artifact = Some(artifact);
+    desired.observe(status, &object.key, target, obtained.chart.as_ref(), &shared.config.advertise);
+    Ok(())
+}
+
+/// The artifact, built once for all members that want the same at once.
+async fn obtain(
+    shared: &Arc<Shared>,
+    desired: &Desired,
+    target: &Target,
+    budget: Budget,
+) -> Result<Arc<Obtained>, Arc<Failure>> {
+    let key = BuildKey {
+        way: Arc::clone(&desired.route.way),
+        digest: target.digest,
+        choice: desired.choice.clone(),
+        ignore: desired.ignore.clone(),
+        values: desired.chart.as_ref().and_then(|c| c.values.clone()),
+    };
+    shared.builds.run(key, || async { make(shared, desired, target, budget).await.map(Arc::new).map_err(Arc::new) }).await
+}
+
+async fn make(shared: &Arc<Shared>, desired: &Desired, target: &Target, budget: Budget) -> Result<Obtained, Failure> {
+    let (way, wanted) = (&desired.route.way, &desired.route.wanted);
+    let pulling = |e: PullError| Failure::pulling(&e, wanted);
+    let manifest = shared.puller.manifest(way, target, budget).await.map_err(pulling)?;
+    let chosen: Chosen =
+        choose::choose(&manifest.manifest, &desired.choice).map_err(|e| Failure::building(&e))?;
+    let mut layers = Vec::new();
+    let mut leases = Vec::new();
+    let mut fetching = JoinSet::new();
+    for (n, layer) in chosen.layers.iter().cloned().enumerate() {
+        let (puller, way) = (shared.puller.clone(), Arc::clone(way));
+        while fetching.len() >= AT_ONCE {
+            collect(fetching.join_next().await, &mut layers, &mut leases).map_err(pulling)?;
+        }
+        fetching.spawn(async move { (n, puller.blob(&way, &layer, budget).await) });
+    }
+    while let Some(joined) = fetching.join_next().await {
+        collect(Some(joined), &mut layers, &mut leases).map_err(pulling)?;
+    }
+    layers.sort_by_key(|(n, _)| *n);
+    let layers: Vec<_> = layers.into_iter().map(|(_, blob)| blob).collect();
+    let (store, caps, ignore) = (shared.puller.store().clone(), shared.config.caps, desired.ignore.clone());
+    let (built, chart) = match &desired.chart {
+        None => {
+            let building = move || build::build(&store, &chosen, &layers, Ignoring::AsFlux(ignore.as_deref()), caps);
+            (blocking::cpu(building).await.map_err(|e| Failure::building(&e))?, None)
+        }
+        Some(wanted) => {
+            let wanted = wanted.clone();
+            let (built, chart) =
+                blocking::cpu(move || helm::build(&store, &chosen, &layers, &wanted, caps)).await?;
+            (built, Some(chart))
+        }
+    };
+    Ok(Obtained { built, manifest, chart, _leases: leases })
+}
+
+type Fetched = (usize, Result<(crate::store::Blob, Lease), PullError>);
+
+fn collect(
+    joined: Option<Result<Fetched, tokio::task::JoinError>>,
+    layers: &mut Vec<(usize, crate::store::Blob)>,
+    leases: &mut Vec<Lease>,
+) -> Result<(), PullError> {
+    if let Some(joined) = joined {
+        let (n, fetched) = joined.unwrap_or_else(resume);
+        let (blob, lease) = fetched?;
+        layers.push((n, blob));
+        leases.push(lease);
+    }
+    Ok(())
+}
+
+/// Publishes `source/<namespace>/<name>/<hex>/`.
+async fn publish_tree(shared: &Arc<Shared>, key: &Key, obtained: &Arc<Obtained>) -> Result<(), Failure> {
+    let (store, key, obtained) = (shared.puller.store().clone(), key.clone(), Arc::clone(obtained));
+    let written = blocking::io(move || {
+        let hex = obtained.built.digest().hex();
+        let mut tree = store.begin_tree(&key.namespace, &key.name, &hex)?;
+        tree.write_manifest(&obtained.manifest.bytes)?;
+        if let Some(contents) = &obtained.built.tree {
+            contents.write_published(&store, tree.contents())?;
+            tree.add_bytes(contents.logical_bytes());
+        }
+        tree.publish()?;
+        Ok::<_, ArtifactError>(())
+    });
+    written.await.map_err(|e| {
+        let message = format!("failed to publish the artifact's contents: {e}");
+        Failure::new(kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed", e.class(), message)
+    })
+}
+
+/// Writes the conditions for a pass's result.
+fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Result<(), Failure>, now: Timestamp) {
+    let generation = object.metadata.generation;
+    if let Some(token) = object.requested_at() {
+        status.last_handled_reconcile_at = Some(token.to_string());
+    }
+    let conditions = &mut status.conditions;
+    match result {
+        Ok(()) => {
+            for gone in [
+                kinds::FETCH_FAILED,
+                kinds::STORAGE_OPERATION_FAILED,
+                kinds::BUILD_FAILED,
+                kinds::ARTIFACT_OUTDATED,
+                kinds::RECONCILING,
+                kinds::STALLED,
+            ] {
+                conditions.delete(gone);
+            }
+            let revision = status.artifact.as_ref().map(|a| a.revision.as_str()).unwrap_or_default();
+            let (reason, message) = desired.stored(revision);
+            conditions.set(kinds::ARTIFACT_IN_STORAGE, ConditionStatus::True, reason, &message, generation, now);
+            status.observed_generation = generation;
+        }
+        Err(failure) => {
+            for other in [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED] {
+                if other != failure.condition {
+                    conditions.delete(other);
+                }
+            }
+            conditions.delete(kinds::STALLED);
+            let mut message = failure.message.clone();
+            match &status.artifact {
+                Some(artifact) => {
+                    let still = format!("; the artifact of revision '{}' is still served", artifact.revision);
+                    message.push_str(&still);
+                }
+                None => {
+                    conditions.delete(kinds::ARTIFACT_IN_STORAGE);
+                }
+            }
+            let retrying = "reconciliation failed, will be tried again";
+            conditions.set(kinds::RECONCILING, ConditionStatus::True, "ProgressingWithRetry", retrying, generation, now);
+            conditions.set(failure.condition, ConditionStatus::True, failure.reason, &message, generation, now);
+        }
+    }
+    conditions.summarize_ready(generation, now);
+}
+
+/// What people are told of a pass: a new artifact, a recovery, a failure that is new; nothing where nothing changed.
+fn tell(before: &Status, after: &Status, desired: &Desired, result: &Result<(), Failure>) -> Vec<Event> {
+    let failed = |s: &Status| {
+        [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED].iter().any(|k| s.conditions.is_true(k))
+    };
+    match (result, &after.artifact) {
+        (Ok(()), Some(artifact)) => {
+            let is_new = before.artifact.as_ref().is_none_or(|old| old.digest != artifact.digest);
+            if !is_new && !failed(before) {
+                return Vec::new();
+            }
+            let mut message = format!("stored artifact with revision '{}' from '{}'", artifact.revision, desired.url);
+            let origin = |key: &str| artifact.metadata.get(key);
+            if let (Some(source), Some(revision)) =
+                (origin("org.opencontainers.image.source"), origin("org.opencontainers.image.revision"))
+            {
+                message.push_str(&format!(", origin source '{source}', origin revision '{revision}'"));
+            }
+            let reason = if is_new { "NewArtifact" } else { "Succeeded" };
+            vec![Event { normal: true, reason: reason.into(), message }]
+        }
+        (Err(failure), _) => {
+            let known = before.conditions.find(failure.condition);
+            let after = after.conditions.find(failure.condition);
+            let same = |a: &crate::objects::Condition| known.is_some_and(|k| (&k.reason, &k.message) == (&a.reason, &a.message));
+            match after {
+                Some(now) if !same(now) => {
+                    vec![Event { normal: false, reason: failure.reason.into(), message: now.message.clone() }]
+                }
+                _ => Vec::new(),
+            }
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Records that an object could not even be tried.
+pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused: &Refused) {
+    let started = Instant::now();
+    let Some(mut status) = shared.lock().objects.get(&object.key).map(|e| e.status.clone()) else { return };
+    let (generation, now) = (object.metadata.generation, Timestamp::now());
+    if let Some(token) = object.requested_at() {
+        status.last_handled_reconcile_at = Some(token.to_string());
+    }
+    let mut message = refused.message.clone();
+    if let Some(artifact) = &status.artifact {
+        message.push_str(&format!("; the artifact of revision '{}' is still served", artifact.revision));
+    }
+    let conditions = &mut status.conditions;
+    let new = conditions.find(refused.condition).is_none_or(|c| c.message != message || c.reason != refused.reason);
+    conditions.set(refused.condition, ConditionStatus::True, refused.reason, &message, generation, now);
+    if refused.is_stalled() {
+        conditions.delete(kinds::RECONCILING);
+        conditions.set(kinds::STALLED, ConditionStatus::True, refused.reason, &message, generation, now);
+        status.observed_generation = generation;
+    } else {
+        conditions.delete(kinds::STALLED);
+        let retrying = "reconciliation failed, will be tried again";
+        conditions.set(kinds::RECONCILING, ConditionStatus::True, "ProgressingWithRetry", retrying, generation, now);
+    }
+    conditions.summarize_ready(generation, now);
+    let event = Event { normal: false, reason: refused.reason.into(), message };
+    if new {
+        tracing::warn!(key = %object.key, class = %refused.class, reason = refused.reason, "{}", event.message);
+    }
+    shared.conclude(object, status, if new { vec![event] } else { Vec::new() }).await;
+    record(&object.key, Some(refused.class), started.elapsed());
+}
+
+/// Makes what a kept status names fetchable again after a start, under the address of this start.
+pub async fn republish(shared: &Arc<Shared>, object: &Object, mut status: Status) -> (Status, retention::Retained) {
+    let key = &object.key;
+    let Some(artifact) = &mut status.artifact else { return (status, retention::Retained::default()) };
+    shared.published.insert(&artifact.path, artifact.digest);
+    shared.published.set_latest(&artifact.path);
+    let url = format!("{}/{}", shared.config.advertise, artifact.path);
+    let current = artifact.digest;
+    if artifact.url != url {
+        artifact.url = url;
+        if let (Some(latest), Some((directory, _))) = (&mut status.url, artifact.path.rsplit_once('/')) {
+            *latest = format!("{}/{directory}/latest.tar.gz", shared.config.advertise);
+        }
+        if let Err(error) = shared.backend.patch_status(key, &status).await {
+            tracing::error!(%key, %error, "cannot keep the status");
+        }
+    }
+    let retained = retention::Retained::found(shared, key, &current).await;
+    (status, retained)
+}
+

@@ -1,0 +1,246 @@
+//! What follows the headers of an answer.
+//!
+//! A blob goes out as slices of its mapping, straight into the socket's `writev`: no copy in user space. Its pages
+//! have to be in memory by then, or the write waits for the disk and with it the worker and every connection on it.
+//! So a blob is handed over in windows: a window that is in the page cache goes at once; one that is not is read in
+//! on a blocking thread first, while the window before it is being sent.
+//!
+//! Whatever a body is, dropping it counts the request ([`metrics::served`]) with the bytes that were handed over.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::watch::Activity;
+use crate::{blocking, class::Class, metrics, store::Blob};
+
+/// How much of a blob is handed to the connection at a time, in bytes. Large enough that the bookkeeping of a window
+/// disappears beside copying it into the socket; small enough that a cold one is read in a few milliseconds.
+const WINDOW: u64 = 1 << 20;
+
+/// The largest piece of a compressed body, in bytes: how much is compressed between two looks at the socket.
+const COMPRESSED_PIECE: usize = 16 << 10;
+
+/// The body of an answer.
+pub struct Body {
+    inner: Inner,
+    /// What the outcome was, for the metric; `None` is ok.
+    outcome: Option<Class>,
+    /// Bytes handed over.
+    sent: u64,
+    /// Who counts it; `None` until the listener takes it.
+    account: Option<Account>,
+}
+
+struct Account {
+    listener: metrics::Listener,
+    activity: Arc<Activity>,
+}
+
+enum Inner {
+    Empty,
+    Memory(Bytes),
+    Blob(BlobBody),
+    Reader(Pin<Box<dyn AsyncRead + Send>>),
+}
+
+impl Body {
+    /// Nothing.
+    pub fn empty() -> Self {
+        Self::new(Inner::Empty)
+    }
+
+    /// Bytes in memory.
+    pub fn memory(bytes: impl Into<Bytes>) -> Self {
+        Self::new(Inner::Memory(bytes.into()))
+    }
+
+    /// The bytes `start..end` of a blob; both at most its length.
+    pub fn blob(blob: Blob, start: u64, end: u64) -> Self {
+        let bytes = blob.mapped();
+        Self::new(Inner::Blob(BlobBody { blob, bytes, at: start, end, warm: start, warming: None }))
+    }
+
+    /// Whatever `reader` yields, of unknown length.
+    pub fn reader(reader: impl AsyncRead + Send + 'static) -> Self {
+        Self::new(Inner::Reader(Box::pin(reader)))
+    }
+
+    fn new(inner: Inner) -> Self {
+        Self { inner, outcome: None, sent: 0, account: None }
+    }
+
+    /// With this outcome in the metric.
+    pub fn outcome(mut self, class: Class) -> Self {
+        self.outcome = Some(class);
+        self
+    }
+
+    /// The listener takes the body: from here on it counts.
+    pub(super) fn account(&mut self, listener: metrics::Listener, activity: Arc<Activity>) {
+        self.account = Some(Account { listener, activity });
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let Some(Account { listener, activity }) = &self.account {
+            metrics::served(*listener, self.outcome, self.sent);
+            activity.request_done();
+        }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = &mut *self;
+        let piece = match &mut this.inner {
+            Inner::Empty => return Poll::Ready(None),
+            Inner::Memory(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.inner = Inner::Empty;
+                if bytes.is_empty() {
+                    return Poll::Ready(None);
+                }
+                Ok(bytes)
+            }
+            Inner::Blob(blob) => match std::task::ready!(blob.poll_window(cx)) {
+                Some(piece) => piece,
+                None => return Poll::Ready(None),
+            },
+            Inner::Reader(reader) => {
+                let mut piece = vec![0; COMPRESSED_PIECE];
+                let mut buffer = ReadBuf::new(&mut piece);
+                match std::task::ready!(reader.as_mut().poll_read(cx, &mut buffer)) {
+                    Ok(()) if buffer.filled().is_empty() => return Poll::Ready(None),
+                    Ok(()) => {
+                        let length = buffer.filled().len();
+                        piece.truncate(length);
+                        Ok(Bytes::from(piece))
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        match &piece {
+            Ok(bytes) => this.sent += bytes.len() as u64,
+            Err(_) => this.outcome = Some(Class::Disk),
+        }
+        Poll::Ready(Some(piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Empty => true,
+            Inner::Memory(bytes) => bytes.is_empty(),
+            Inner::Blob(blob) => blob.at >= blob.end,
+            Inner::Reader(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Empty => SizeHint::with_exact(0),
+            Inner::Memory(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Blob(blob) => SizeHint::with_exact(blob.end.saturating_sub(blob.at)),
+            Inner::Reader(_) => SizeHint::default(),
+        }
+    }
+}
+
+struct BlobBody {
+    blob: Blob,
+    bytes: Bytes,
+    at: u64,
+    end: u64,
+    /// Up to here the pages are known to be in memory.
+    warm: u64,
+    /// Reads pages in, up to the offset beside it.
+    warming: Option<(u64, Warming)>,
+}
+
+type Warming = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
+impl BlobBody {
+    /// The next window, as soon as its pages are in memory.
+    fn poll_window(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        if self.at >= self.end {
+            return Poll::Ready(None);
+        }
+        let stop = self.end.min(self.at + WINDOW);
+        if self.warm < stop {
+            self.begin_warming(stop);
+        }
+        if let Some((until, warming)) = &mut self.warming {
+            let until = *until;
+            match warming.as_mut().poll(cx) {
+                // Bytes already known to be there do not wait for those that are not.
+                Poll::Pending if self.warm < stop => return Poll::Pending,
+                Poll::Pending => {}
+                Poll::Ready(done) => {
+                    self.warming = None;
+                    if let Err(error) = done {
+                        tracing::warn!(digest = %self.blob.digest(), %error, "a blob cannot be read; its answer ends here");
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                    self.warm = until;
+                }
+            }
+        }
+        let piece = self.bytes.slice(self.at as usize..stop as usize);
+        self.at = stop;
+        if self.at < self.end {
+            // Now, so that the disk works while this window is being sent.
+            self.begin_warming(self.end.min(self.at + WINDOW));
+        }
+        Poll::Ready(Some(Ok(piece)))
+    }
+
+    /// Sees to it that the pages up to `stop` come into memory.
+    fn begin_warming(&mut self, stop: u64) {
+        if self.warming.is_some() || self.warm >= stop {
+            return;
+        }
+        let range = self.warm..stop;
+        if self.blob.is_resident(range.clone()) {
+            self.warm = stop;
+            return;
+        }
+        let blob = self.blob.clone();
+        self.warming = Some((stop, Box::pin(blocking::io(move || blob.warm(range)))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt as _;
+
+    #[tokio::test]
+    async fn memory_is_sent_once_and_its_length_is_known() {
+        let body = Body::memory("hello");
+        assert_eq!(body.size_hint().exact(), Some(5));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
+        assert!(Body::empty().is_end_stream());
+        assert!(Body::memory("").is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn a_reader_is_sent_to_its_end() {
+        let text = "x".repeat(3 * COMPRESSED_PIECE + 7);
+        let body = Body::reader(io::Cursor::new(text.clone()));
+        assert_eq!(body.size_hint().exact(), None);
+        assert_eq!(body.collect().await.unwrap().to_bytes(), text);
+    }
+}

@@ -1,0 +1,152 @@
+//! A blob as the answer to a GET or HEAD: 200, 206, 304, 412 or 416.
+//!
+//! Headers that depend on the blob alone are made once and kept with the open blob; an answer clones them. The entity
+//! tag is the digest, so it is strong, and equal wherever the content is equal. Never a `Content-Encoding`: Go's
+//! clients would decode it unasked, and the digest would fail (contract section 4).
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
+    header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE},
+};
+use std::sync::OnceLock;
+
+use super::{
+    body::Body,
+    conditional::{self, Verdict},
+    range::{self, Selection},
+    reply,
+};
+use crate::{class::Class, store::Blob};
+
+/// `Docker-Content-Digest` (distribution-spec 1.1).
+pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// `Cache-Status` (RFC 9211).
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Content whose name is its digest does not change under that name.
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
+/// The same, also for shared caches: what the artifact listener has is there for everybody.
+const PUBLIC_IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+/// A name that may move: ask again each time.
+const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
+/// RFC 9211: answered from what is held.
+const HIT: HeaderValue = HeaderValue::from_static("larder; hit");
+
+/// As what a blob is served.
+#[derive(Clone, Debug)]
+pub(super) enum Role<'a> {
+    /// A published artifact.
+    Artifact,
+    /// A blob of a repository.
+    Blob,
+    /// A manifest of a repository.
+    Manifest {
+        /// Its media type.
+        media_type: &'a str,
+        /// It was named by its digest, not by a tag.
+        by_digest: bool,
+    },
+}
+
+/// What is kept with an open blob.
+#[derive(Default)]
+struct Prepared {
+    artifact: OnceLock<HeaderMap>,
+    blob: OnceLock<HeaderMap>,
+}
+
+/// The headers of a 200 for `blob` as `role`.
+fn headers(blob: &Blob, role: &Role<'_>) -> HeaderMap {
+    let prepared = blob.extension(Prepared::default);
+    match (prepared, role) {
+        (Some(prepared), Role::Artifact) => prepared.artifact.get_or_init(|| make(blob, role)).clone(),
+        (Some(prepared), Role::Blob) => prepared.blob.get_or_init(|| make(blob, role)).clone(),
+        _ => make(blob, role),
+    }
+}
+
+fn make(blob: &Blob, role: &Role<'_>) -> HeaderMap {
+    let digest = blob.digest().to_string();
+    let mut headers = HeaderMap::with_capacity(8);
+    // A digest has no character that a header could not carry.
+    let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""));
+    headers.insert(ETAG, value(format!("\"{digest}\"")));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(blob.len()));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    match role {
+        Role::Artifact => {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/gzip"));
+            headers.insert(CACHE_CONTROL, PUBLIC_IMMUTABLE);
+        }
+        Role::Blob => {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+            headers.insert(CACHE_CONTROL, IMMUTABLE);
+        }
+        Role::Manifest { media_type, by_digest } => {
+            let media_type = HeaderValue::from_str(media_type);
+            headers.insert(CONTENT_TYPE, media_type.unwrap_or(HeaderValue::from_static("application/json")));
+            headers.insert(CACHE_CONTROL, if *by_digest { IMMUTABLE } else { REVALIDATE });
+        }
+    }
+    if !matches!(role, Role::Artifact) {
+        headers.insert(DOCKER_CONTENT_DIGEST, value(digest));
+        headers.insert(CACHE_STATUS, HIT);
+    }
+    headers
+}
+
+/// Answers a GET or HEAD for `blob`, with the request's conditions and range.
+pub(super) fn respond(method: &Method, request: &HeaderMap, blob: Blob, role: &Role<'_>) -> Response<Body> {
+    let headers = headers(&blob, role);
+    let etag = headers.get(ETAG).map_or(&b""[..], |v| v.as_bytes());
+    match conditional::evaluate(request, etag) {
+        Verdict::Proceed => {}
+        Verdict::NotModified => {
+            let mut out = Response::new(Body::empty());
+            *out.status_mut() = StatusCode::NOT_MODIFIED;
+            *out.headers_mut() = headers;
+            // Of the content, only what lets a cache find and renew its copy (RFC 9110, section 15.4.5).
+            out.headers_mut().remove(CONTENT_LENGTH);
+            out.headers_mut().remove(CONTENT_TYPE);
+            return out;
+        }
+        Verdict::Failed => {
+            let status = StatusCode::PRECONDITION_FAILED;
+            return reply::text(status, "the content is not the one named in If-Match", Some(Class::Client));
+        }
+    }
+    let length = blob.len();
+    let selection = match request.get(RANGE) {
+        // RFC 9110, section 14.2: only a GET has ranges.
+        Some(value) if method == Method::GET && conditional::range_counts(request, etag) => {
+            range::select(value.as_bytes(), length)
+        }
+        _ => Selection::Whole,
+    };
+    let (status, start, end) = match selection {
+        Selection::Whole => (StatusCode::OK, 0, length),
+        Selection::Part { first, last } => (StatusCode::PARTIAL_CONTENT, first, last + 1),
+        Selection::Unsatisfiable => {
+            let mut out = reply::text(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                &format!("the range selects none of the {length} bytes"),
+                Some(Class::Client),
+            );
+            if let Ok(value) = HeaderValue::try_from(format!("bytes */{length}")) {
+                out.headers_mut().insert(CONTENT_RANGE, value);
+            }
+            return out;
+        }
+    };
+    let body = if method == Method::HEAD { Body::empty() } else { Body::blob(blob, start, end) };
+    let mut out = Response::new(body);
+    *out.status_mut() = status;
+    *out.headers_mut() = headers;
+    if status == StatusCode::PARTIAL_CONTENT {
+        out.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(end - start));
+        if let Ok(value) = HeaderValue::try_from(format!("bytes {start}-{}/{length}", end - 1)) {
+            out.headers_mut().insert(CONTENT_RANGE, value);
+        }
+    }
+    out
+}

@@ -1,0 +1,270 @@
+//! Manifests, their tags, and what refers to them (distribution-spec 1.1, "Pushing manifests", "Listing referrers").
+
+use http::{
+    HeaderName, HeaderValue, Method, StatusCode,
+    header::{CONTENT_TYPE, LOCATION},
+    request::Parts,
+};
+use hyper::body::Incoming;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+use super::{Answer, Registry, failure::Failure, only_reads, uploads::next_data};
+use crate::{
+    blocking,
+    class::Class,
+    digest::{Algorithm, Digest},
+    oci::{Descriptor, Document, Repository, Selector, error_body::ErrorCode, manifest, media_type},
+    server::{
+        entity::{self, DOCKER_CONTENT_DIGEST, Role},
+        query::Query,
+        reply,
+    },
+    store::{Durability, LocalRepository, ManifestRecord, Store},
+};
+
+const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+impl Registry {
+    /// A manifest by its tag or digest.
+    pub(super) async fn manifest(
+        &self,
+        parts: &Parts,
+        body: Incoming,
+        repository: Repository,
+        selector: Selector,
+    ) -> Answer {
+        match parts.method {
+            Method::GET | Method::HEAD => self.get_manifest(parts, repository, selector).await,
+            Method::PUT => self.put_manifest(parts, body, repository, selector).await,
+            Method::DELETE => self.delete_manifest(repository, selector).await,
+            _ => Err(Failure::method_not_allowed("GET, HEAD, PUT, DELETE")),
+        }
+    }
+
+    async fn get_manifest(&self, parts: &Parts, repository: Repository, selector: Selector) -> Answer {
+        let by_digest = matches!(selector, Selector::Digest(_));
+        let store = self.store.clone();
+        let found = blocking::io(move || {
+            let local = store.local(&repository);
+            let digest = match selector {
+                Selector::Digest(digest) => Some(digest),
+                Selector::Tag(tag) => local.tag(&tag)?,
+            };
+            let Some(digest) = digest else { return Ok::<_, Failure>(None) };
+            let Some(media_type) = local.manifest(&digest)? else { return Ok(None) };
+            Ok(store.get(&digest)?.map(|blob| (blob, media_type)))
+        })
+        .await?;
+        let Some((blob, media_type)) = found else { return Err(unknown()) };
+        let role = Role::Manifest { media_type: &media_type, by_digest };
+        Ok(entity::respond(&parts.method, &parts.headers, blob, &role))
+    }
+
+    async fn put_manifest(
+        &self,
+        parts: &Parts,
+        mut body: Incoming,
+        repository: Repository,
+        selector: Selector,
+    ) -> Answer {
+        let mut bytes = Vec::new();
+        while let Some(data) = next_data(&mut body).await? {
+            if bytes.len() + data.len() > manifest::MAX_BYTES {
+                let failure = Failure::new(ErrorCode::ManifestInvalid, Class::Size);
+                let message = format!("a manifest has at most {} bytes", manifest::MAX_BYTES);
+                return Err(failure.status(StatusCode::PAYLOAD_TOO_LARGE).message(message).close());
+            }
+            bytes.extend_from_slice(&data);
+        }
+        let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let document = Document::parse(&bytes, content_type)
+            .map_err(|error| Failure::new(ErrorCode::ManifestInvalid, error.class()).message(error.to_string()))?;
+        let digest = match &selector {
+            Selector::Tag(_) => Digest::of(Algorithm::Sha256, &bytes),
+            Selector::Digest(named) => {
+                let digest = Digest::of(named.algorithm(), &bytes);
+                if digest != *named {
+                    let message = format!("the manifest's bytes hash to {digest}, not to {named}");
+                    return Err(Failure::new(ErrorCode::DigestInvalid, Class::Digest).message(message));
+                }
+                digest
+            }
+        };
+        let store = self.store.clone();
+        let name = repository.clone();
+        let subject = blocking::io(move || keep(&store, &name, &selector, digest, &bytes, document)).await?;
+        let mut out = reply::empty(StatusCode::CREATED);
+        let subject = subject.map(|subject| (OCI_SUBJECT, subject.to_string()));
+        let headers =
+            [(LOCATION, format!("/v2/{repository}/manifests/{digest}")), (DOCKER_CONTENT_DIGEST, digest.to_string())];
+        for (name, value) in headers.into_iter().chain(subject) {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                out.headers_mut().insert(name, value);
+            }
+        }
+        Ok(out)
+    }
+
+    async fn delete_manifest(&self, repository: Repository, selector: Selector) -> Answer {
+        let store = self.store.clone();
+        let there = blocking::io(move || {
+            let local = store.local(&repository);
+            match selector {
+                Selector::Tag(tag) => local.delete_tag(&tag),
+                Selector::Digest(digest) => local.delete_manifest(&digest),
+            }
+        })
+        .await?;
+        if there { Ok(reply::empty(StatusCode::ACCEPTED)) } else { Err(unknown()) }
+    }
+
+    /// The manifests whose subject is `subject`, as an index; of one artifact type where the query names one.
+    pub(super) async fn referrers(
+        &self,
+        parts: &Parts,
+        query: &Query<'_>,
+        repository: Repository,
+        subject: Digest,
+    ) -> Answer {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Index {
+            schema_version: u8,
+            media_type: &'static str,
+            manifests: Vec<Referrer>,
+        }
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Referrer {
+            media_type: String,
+            digest: Digest,
+            size: u64,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            artifact_type: Option<String>,
+            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+            annotations: BTreeMap<String, String>,
+        }
+        only_reads(parts)?;
+        let wanted = query.get("artifactType").map_err(|e| Failure::bad_request(e.to_string()))?;
+        let store = self.store.clone();
+        let found = blocking::io(move || store.local(&repository).referrers(&subject)).await?;
+        let manifests = found
+            .into_iter()
+            .filter(|(_, record)| wanted.is_none() || record.artifact_type.as_deref() == wanted)
+            .map(|(digest, record)| Referrer {
+                media_type: record.media_type,
+                digest,
+                size: record.size,
+                artifact_type: record.artifact_type,
+                annotations: record.annotations,
+            })
+            .collect();
+        let index = Index { schema_version: 2, media_type: media_type::OCI_INDEX, manifests };
+        let mut out = reply::json(StatusCode::OK, &index, None);
+        out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type::OCI_INDEX));
+        if wanted.is_some() {
+            out.headers_mut().insert(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+        }
+        Ok(out)
+    }
+}
+
+fn unknown() -> Failure {
+    Failure::new(ErrorCode::ManifestUnknown, Class::NotFound)
+}
+
+/// Stores a manifest, records it, and points the tag at it; what it is about, where it is about something.
+fn keep(
+    store: &Store,
+    repository: &Repository,
+    selector: &Selector,
+    digest: Digest,
+    bytes: &[u8],
+    document: Document,
+) -> Result<Option<Digest>, Failure> {
+    let local = store.local(repository);
+    let children: &[Descriptor] = match &document {
+        Document::Image(image) => &image.layers,
+        Document::Index(index) => &index.manifests,
+    };
+    // From before it is looked for until it is referred to, nothing of it may be collected.
+    let config = match &document {
+        Document::Image(image) => Some(&image.config),
+        Document::Index(_) => None,
+    };
+    let named = || config.into_iter().chain(children);
+    let _leases: Vec<_> = named().map(|d| store.lease(d.digest)).chain([store.lease(digest)]).collect();
+    let mut refers_to = Vec::new();
+    for descriptor in named() {
+        if is_here(&local, &document, descriptor)? {
+            refers_to.push(descriptor.digest);
+        } else if !may_be_missing(&descriptor.media_type) {
+            let failure = Failure::new(ErrorCode::ManifestBlobUnknown, Class::NotFound);
+            let message = format!("{} is not in repository {repository}: push it first", descriptor.digest);
+            return Err(failure.message(message));
+        }
+    }
+    refers_to.sort();
+    refers_to.dedup();
+    let size = bytes.len() as u64;
+    let record = match document {
+        Document::Image(image) => ManifestRecord {
+            media_type: image.media_type,
+            size,
+            refers_to,
+            subject: image.subject.map(|subject| subject.digest),
+            // distribution-spec 1.1, "Listing Referrers": the config's type stands in.
+            artifact_type: image.artifact_type.or(Some(image.config.media_type)),
+            annotations: image.annotations,
+        },
+        Document::Index(index) => ManifestRecord {
+            media_type: index.media_type,
+            size,
+            refers_to,
+            subject: index.subject.map(|subject| subject.digest),
+            artifact_type: index.artifact_type,
+            annotations: index.annotations,
+        },
+    };
+    let subject = record.subject;
+    store.put(digest, bytes, Durability::Now)?;
+    local.put_manifest_record(&digest, record)?;
+    if let Selector::Tag(tag) = selector {
+        local.set_tag(tag, &digest)?;
+    }
+    Ok(subject)
+}
+
+/// Whether what a manifest names is in the repository: a manifest for an index, else a blob.
+fn is_here(local: &LocalRepository<'_>, document: &Document, descriptor: &Descriptor) -> Result<bool, Failure> {
+    Ok(match document {
+        Document::Image(_) => local.has_blob(&descriptor.digest)?,
+        Document::Index(_) => local.manifest(&descriptor.digest)?.is_some(),
+    })
+}
+
+/// Layers that must not be distributed are not pushed (image-spec 1.1, "Non-Distributable Layers").
+fn may_be_missing(media_type: &str) -> bool {
+    media_type.starts_with("application/vnd.oci.image.layer.nondistributable.v1.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_layers_that_must_not_be_distributed_may_be_missing() {
+        for (media_type, expected) in [
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", true),
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", true),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", false),
+            (media_type::OCI_CONFIG, false),
+            ("", false),
+        ] {
+            assert_eq!(may_be_missing(media_type), expected, "{media_type}");
+        }
+    }
+}

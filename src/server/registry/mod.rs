@@ -1,0 +1,315 @@
+//! The registry listener (contract section 3): the distribution API over the local repositories in the store.
+//!
+//! A blob is readable through a repository only if it was pushed or mounted there: knowing a digest grants nothing
+//! (hardening.md section 5). A push is answered 201 only when its bytes are hashed, synced and linked. The exact bytes
+//! of a manifest are stored and served. Failures carry the spec's error bodies; this listener answers 503 where
+//! something is amiss here, so that a container runtime goes on to its next host, and never 429, 502 or 504.
+//!
+//! `uploads` holds what is being pushed, `manifests` what is done with manifests; this file tells who is asked.
+
+mod failure;
+mod manifests;
+mod uploads;
+
+use std::{
+    collections::HashSet,
+    sync::{PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header::LINK, request::Parts};
+use hyper::body::Incoming;
+use serde::Serialize;
+
+use self::{failure::Failure, uploads::Uploads};
+use super::{
+    body::Body,
+    entity::{self, Role},
+    listener::Handler,
+    query::Query,
+    reply,
+    route::{self, Route, RouteError},
+};
+use crate::{
+    blocking,
+    class::Class,
+    digest::Digest,
+    metrics,
+    oci::{Repository, error_body::ErrorCode},
+    store::Store,
+};
+
+/// The most entries of one page of a list.
+const MAX_PAGE: usize = 1000;
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// Serves the local repositories of a store.
+pub struct Registry {
+    store: Store,
+    /// Whether there are local repositories; if not, every repository is unknown.
+    local: bool,
+    uploads: Uploads,
+    linked: Linked,
+}
+
+type Answer = Result<Response<Body>, Failure>;
+
+impl Registry {
+    /// Serves `store`. `local` is `registry.localRepositories`: whether repositories of this registry itself exist.
+    pub fn new(store: Store, local: bool) -> Self {
+        Self { store, local, uploads: Uploads::default(), linked: Linked::default() }
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Answer {
+        let (parts, body) = request.into_parts();
+        let query = Query::parse(parts.uri.query()).map_err(|e| Failure::bad_request(e.to_string()))?;
+        let reads = matches!(parts.method, Method::GET | Method::HEAD);
+        let route = match route::parse(parts.uri.path()) {
+            Ok(Route::Base) => return base(&parts),
+            Ok(route) => route,
+            Err(error) => return Err(refused_route(error, reads)),
+        };
+        let upstream = query.get("ns").map_err(|e| Failure::bad_request(e.to_string()))?;
+        if upstream.is_some() || !self.local {
+            // Mirrors are read-only, and none is configured that could have it.
+            return Err(match reads {
+                true => Failure::new(ErrorCode::NameUnknown, Class::NotFound),
+                false => Failure::method_not_allowed("GET, HEAD"),
+            });
+        }
+        match route {
+            Route::Base => base(&parts),
+            Route::Catalog => self.catalog(&parts, &query).await,
+            Route::Tags(repository) => self.tags(&parts, &query, repository).await,
+            Route::Blob(repository, digest) => self.blob(&parts, repository, digest).await,
+            Route::Manifest(repository, selector) => self.manifest(&parts, body, repository, selector).await,
+            Route::Referrers(repository, digest) => self.referrers(&parts, &query, repository, digest).await,
+            Route::Uploads(repository) => self.begin_upload(&parts, &query, body, repository).await,
+            Route::Upload(repository, id) => self.upload(&parts, &query, body, repository, id).await,
+        }
+    }
+
+    async fn blob(&self, parts: &Parts, repository: Repository, digest: Digest) -> Answer {
+        let unknown = || Failure::new(ErrorCode::BlobUnknown, Class::NotFound);
+        match parts.method {
+            Method::GET | Method::HEAD => {
+                let link = (repository, digest);
+                if !self.linked.contains(&link) {
+                    let store = self.store.clone();
+                    let (there, link) = blocking::io(move || (store.local(&link.0).has_blob(&link.1), link)).await;
+                    if !there? {
+                        return Err(unknown());
+                    }
+                    self.linked.insert(link);
+                }
+                // Pushed content has no other source: gone is gone, and 404 makes a client push it again.
+                let blob = super::open(&self.store, &digest).await?.ok_or_else(unknown)?;
+                Ok(entity::respond(&parts.method, &parts.headers, blob, &Role::Blob))
+            }
+            Method::DELETE => {
+                let store = self.store.clone();
+                let link = (repository, digest);
+                self.linked.remove(&link);
+                let (there, link) = blocking::io(move || (store.local(&link.0).delete_blob(&link.1), link)).await;
+                // Once more: a read in between may have found the link just before it went.
+                self.linked.remove(&link);
+                if there? { Ok(reply::empty(StatusCode::ACCEPTED)) } else { Err(unknown()) }
+            }
+            _ => Err(Failure::method_not_allowed("GET, HEAD, DELETE")),
+        }
+    }
+
+    async fn tags(&self, parts: &Parts, query: &Query<'_>, repository: Repository) -> Answer {
+        #[derive(Serialize)]
+        struct Tags {
+            name: String,
+            tags: Vec<String>,
+        }
+        only_reads(parts)?;
+        let page = Page::parse(query)?;
+        let store = self.store.clone();
+        let (name, tags, known) = blocking::io(move || {
+            let tags = store.local(&repository).tags()?;
+            let known = !tags.is_empty() || store.local_repositories()?.contains(&repository);
+            Ok::<_, Failure>((repository, tags, known))
+        })
+        .await?;
+        if !known {
+            return Err(Failure::new(ErrorCode::NameUnknown, Class::NotFound));
+        }
+        let (tags, next) = page.cut(tags.iter().map(|tag| tag.as_str()));
+        let link = next.map(|next| format!("/v2/{name}/tags/list?{next}"));
+        paged(&Tags { name: name.to_string(), tags }, link)
+    }
+
+    async fn catalog(&self, parts: &Parts, query: &Query<'_>) -> Answer {
+        #[derive(Serialize)]
+        struct Catalog {
+            repositories: Vec<String>,
+        }
+        only_reads(parts)?;
+        let page = Page::parse(query)?;
+        let store = self.store.clone();
+        let names = blocking::io(move || store.local_repositories()).await?;
+        let (repositories, next) = page.cut(names.iter().map(|name| name.as_str()));
+        paged(&Catalog { repositories }, next.map(|next| format!("/v2/_catalog?{next}")))
+    }
+}
+
+impl Handler for Registry {
+    const LISTENER: metrics::Listener = metrics::Listener::Registry;
+
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        self.route(request).await.unwrap_or_else(Failure::into_response)
+    }
+}
+
+fn base(parts: &Parts) -> Answer {
+    only_reads(parts)?;
+    let mut out = reply::bytes(StatusCode::OK, "application/json", "{}", None);
+    out.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    Ok(out)
+}
+
+fn only_reads(parts: &Parts) -> Result<(), Failure> {
+    match parts.method {
+        Method::GET | Method::HEAD => Ok(()),
+        _ => Err(Failure::method_not_allowed("GET, HEAD")),
+    }
+}
+
+fn refused_route(error: RouteError, reads: bool) -> Failure {
+    let text = error.to_string();
+    let failure = match error {
+        RouteError::Unknown | RouteError::TooLong => {
+            Failure::new(ErrorCode::Unsupported, Class::Client).status(StatusCode::NOT_FOUND)
+        }
+        RouteError::Spelling | RouteError::Name => Failure::new(ErrorCode::NameInvalid, Class::Client),
+        RouteError::Digest(source) => {
+            return Failure::new(ErrorCode::DigestInvalid, Class::Client).message(source.to_string());
+        }
+        // What cannot be a tag is not there; the conformance suite asks for `.INVALID_MANIFEST_NAME`.
+        RouteError::Tag(_) if reads => Failure::new(ErrorCode::ManifestUnknown, Class::NotFound),
+        RouteError::Tag(_) => Failure::new(ErrorCode::ManifestInvalid, Class::Client),
+        RouteError::Upload => Failure::new(ErrorCode::BlobUploadUnknown, Class::NotFound),
+    };
+    failure.message(text)
+}
+
+/// Which part of a list is wanted (distribution-spec 1.1, "Listing Tags").
+struct Page {
+    count: Option<usize>,
+    last: Option<String>,
+}
+
+impl Page {
+    fn parse(query: &Query<'_>) -> Result<Self, Failure> {
+        let bad = |e: super::query::QueryError| Failure::bad_request(e.to_string());
+        let count = match query.get("n").map_err(bad)? {
+            None => None,
+            Some(text) => match text.parse::<usize>() {
+                Ok(count) => Some(count),
+                Err(_) => return Err(Failure::bad_request(format!("n is not a number: {text:?}"))),
+            },
+        };
+        Ok(Self { count, last: query.get("last").map_err(bad)?.map(str::to_string) })
+    }
+
+    /// This page of a sorted list, and the query of the next one where there is more.
+    fn cut<'a>(&self, all: impl Iterator<Item = &'a str>) -> (Vec<String>, Option<String>) {
+        let count = self.count.unwrap_or(MAX_PAGE).min(MAX_PAGE);
+        let mut rest = all.filter(|name| self.last.as_deref().is_none_or(|last| *name > last));
+        let page: Vec<String> = rest.by_ref().take(count).map(str::to_string).collect();
+        let more = rest.next().is_some();
+        // Names and tags hold nothing that would have to be escaped.
+        let next = page.last().filter(|_| more).map(|last| format!("n={count}&last={last}"));
+        (page, next)
+    }
+}
+
+fn paged(list: &impl Serialize, next: Option<String>) -> Answer {
+    let mut out = reply::json(StatusCode::OK, list, None);
+    if let Some(value) = next.and_then(|next| HeaderValue::try_from(format!("<{next}>; rel=\"next\"")).ok()) {
+        out.headers_mut().insert(LINK, value);
+    }
+    Ok(out)
+}
+
+/// Links that were found on disk a moment ago, so that a hot blob is served without asking the disk again. Removed
+/// with the link; forgotten after a minute in case something else removes one.
+struct Linked(RwLock<Found>);
+
+struct Found {
+    links: HashSet<(Repository, Digest)>,
+    since: Instant,
+}
+
+impl Linked {
+    const FOR: Duration = Duration::from_secs(60);
+    const MAX: usize = 10_000;
+
+    fn contains(&self, link: &(Repository, Digest)) -> bool {
+        let found = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        found.links.contains(link) && found.since.elapsed() < Self::FOR
+    }
+
+    fn insert(&self, link: (Repository, Digest)) {
+        let mut found = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if found.links.len() >= Self::MAX || found.since.elapsed() >= Self::FOR {
+            found.links.clear();
+            found.since = Instant::now();
+        }
+        found.links.insert(link);
+    }
+
+    fn remove(&self, link: &(Repository, Digest)) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).links.remove(link);
+    }
+}
+
+impl Default for Linked {
+    fn default() -> Self {
+        Self(RwLock::new(Found { links: HashSet::new(), since: Instant::now() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(query: &str) -> (Vec<String>, Option<String>) {
+        let query = Query::parse(Some(query)).unwrap();
+        Page::parse(&query).ok().unwrap().cut(["a", "b", "c", "d"].into_iter())
+    }
+
+    #[test]
+    fn lists_are_cut_into_pages() {
+        for (query, page, next) in [
+            ("", &["a", "b", "c", "d"][..], None),
+            ("n=2", &["a", "b"], Some("n=2&last=b")),
+            ("n=2&last=b", &["c", "d"], None),
+            ("n=4", &["a", "b", "c", "d"], None),
+            ("n=0", &[], None),
+            ("last=bb", &["c", "d"], None),
+            ("last=z", &[], None),
+            ("n=1&last=0", &["a"], Some("n=1&last=a")),
+        ] {
+            assert_eq!(cut(query), (page.iter().map(|s| s.to_string()).collect(), next.map(str::to_string)), "{query}");
+        }
+        for bad in ["n=x", "n=-1", "n=1&n=2"] {
+            assert!(Page::parse(&Query::parse(Some(bad)).unwrap()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_removed_link_is_not_remembered() {
+        let linked = Linked::default();
+        let link = ("a".parse().unwrap(), Digest::sha256(b""));
+        assert!(!linked.contains(&link));
+        linked.insert(link.clone());
+        assert!(linked.contains(&link));
+        linked.remove(&link);
+        assert!(!linked.contains(&link));
+    }
+}
