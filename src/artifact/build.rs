@@ -18,7 +18,7 @@ use crate::{
     store::{Blob, Durability, Store, StoreError},
     unpack::{
         decompress::{Budget, Format, Limits},
-        entries::{EntriesError, MAX_ENTRIES, Rewrite, Rules},
+        entries::{Allowance, EntriesError, MAX_ENTRIES, Rewrite},
         overlay::{self, LayerError, Source},
         source_ignore::{self, IgnoreError, IgnoreRules},
         tar_writer::{self, Modes, What},
@@ -33,7 +33,7 @@ pub struct Caps {
     pub layer_bytes: u64,
     /// Decompressed bytes of all layers of an image, copies of hard-linked files included.
     pub total_bytes: u64,
-    /// Entries of one layer, and of the tree that all make.
+    /// Entries of all layers, and of the tree that they make.
     pub entries: u64,
 }
 
@@ -154,6 +154,13 @@ pub fn build(
     }
     let digests: Vec<Digest> = layers.iter().map(Blob::digest).collect();
     let unpacked = unpack(layers, chosen.image, ignoring, caps, Some(store)).map_err(|error| error.of(&digests))?;
+    if chosen.image && unpacked.dropped > 0 {
+        tracing::info!(
+            layer = %first.digest(),
+            dropped = unpacked.dropped,
+            "symlinks, devices, fifos and sockets of the image are left out"
+        );
+    }
     let blob = match &unpacked.pass_through {
         Ok(()) => first.clone(),
         Err(why) => {
@@ -217,8 +224,9 @@ pub fn unpack<S: Source>(
 ) -> Result<Unpacked, UnpackError> {
     let budget = Budget::new(caps.total_bytes);
     let limits = Limits { bytes: caps.layer_bytes, shared: Some(&budget), spool, diff_id: false };
-    let rules = Rules { image, entries: caps.entries };
-    let opened = overlay::open_all(layers, &[], limits, rules).map_err(|(n, error)| UnpackError::Layer(n, error))?;
+    let allowance = Allowance::new(caps.entries);
+    let opened =
+        overlay::open_all(layers, &[], limits, image, &allowance).map_err(|(n, error)| UnpackError::Layer(n, error))?;
     let merge_failed = |error| UnpackError::Other(ArtifactError::Merge(Box::new(error)));
     let too_many = |error: EntriesError| UnpackError::Layer(0, error.into());
     let no = |why| Err(Rewrite { entry: String::new(), why });

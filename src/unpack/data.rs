@@ -1,8 +1,8 @@
 //! Decompressed bytes: in memory while they are few, in an unnamed file of the store else.
 //!
 //! Buffers are reused: a finished [`Data`] gives its memory back to a small pool, since faulting in fresh pages for a
-//! layer of 5.7 MB costs about a fifth of inflating it. The pool keeps at most [`POOL_BYTES`]; what is larger goes back
-//! to the system. Nothing of a former user is ever visible: a `Data` shows only the bytes that its own decoder wrote.
+//! layer of 5.7 MB costs about a fifth of inflating it. The pool keeps at most 16 MiB; what is larger goes back to the
+//! system. Nothing of a former user is ever visible: a `Data` shows only the bytes that its own decoder wrote.
 //!
 //! Everything here may be read from many threads at once. A spool has no name, so a crash leaves nothing of it.
 

@@ -7,7 +7,10 @@
 //! Formats: v7, ustar, PAX (POSIX.1-2001) and GNU long names. Sparse files of any kind are refused. Names stay data:
 //! nothing is ever opened by them here.
 
-use std::{fmt, io};
+use std::{
+    fmt, io,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use super::{
     data::ReadAt,
@@ -29,6 +32,38 @@ pub const MAX_COMPONENT: usize = 255;
 
 /// The most components of a name.
 pub const MAX_DEPTH: usize = 255;
+
+/// The most bytes that all names of one artifact have, the directories that they imply included: what bounds the
+/// memory of an index, and 160 bytes for each of [`MAX_ENTRIES`].
+pub const MAX_NAMES: u64 = 16 << 20;
+
+/// What the indexes of one artifact's layers may hold together; counted down by each.
+#[derive(Debug)]
+pub struct Allowance {
+    cap: u64,
+    entries: AtomicU64,
+    names: AtomicU64,
+}
+
+impl Allowance {
+    /// So many entries, and [`MAX_NAMES`] bytes of names.
+    pub const fn new(entries: u64) -> Self {
+        Self { cap: entries, entries: AtomicU64::new(entries), names: AtomicU64::new(MAX_NAMES) }
+    }
+
+    fn entry(&self, name: usize) -> Result<(), EntriesError> {
+        let take = |left: &AtomicU64, n: u64| {
+            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(n)).is_ok()
+        };
+        if !take(&self.entries, 1) {
+            return Err(EntriesError::Limit(format!("more than {} entries", self.cap)));
+        }
+        if !take(&self.names, name as u64) {
+            return Err(EntriesError::too_many_names());
+        }
+        Ok(())
+    }
+}
 
 /// What an index is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +172,10 @@ impl EntriesError {
         }
     }
 
+    pub(crate) fn too_many_names() -> Self {
+        Self::Limit(format!("the names have more than {MAX_NAMES} bytes together"))
+    }
+
     pub(crate) fn refused(name: &[u8], why: impl Into<String>) -> Self {
         Self::Refused { entry: shown(name), why: why.into() }
     }
@@ -199,26 +238,30 @@ fn text(field: &[u8]) -> &[u8] {
 
 /// The index of the archive `tar`.
 pub fn index(tar: &(impl ReadAt + ?Sized), rules: Rules) -> Result<Index, EntriesError> {
+    index_within(tar, rules.image, &Allowance::new(rules.entries))
+}
+
+/// The index of one layer among several that share `allowance`; `image` as in [`Rules`].
+pub fn index_within(tar: &(impl ReadAt + ?Sized), image: bool, allowance: &Allowance) -> Result<Index, EntriesError> {
     let mut walk = Walk {
         tar,
-        rules,
+        image,
+        allowance,
         at: 0,
-        seen: 0,
         root: false,
         index: Index { entries: Vec::new(), pass_through: Ok(()), dropped: 0 },
     };
     while walk.step()? {}
     let mut index = walk.index;
-    check_tree(&mut index, rules)?;
+    check_tree(&mut index, image)?;
     Ok(index)
 }
 
 struct Walk<'a, T: ?Sized> {
     tar: &'a T,
-    rules: Rules,
+    image: bool,
+    allowance: &'a Allowance,
     at: u64,
-    /// Entries met, the root and dropped ones included.
-    seen: u64,
     /// Whether there was an entry for the root.
     root: bool,
     index: Index,
@@ -284,7 +327,10 @@ impl<T: ReadAt + ?Sized> Walk<'_, T> {
                             pax::MAX_BYTES
                         )));
                     }
-                    self.seen(1)?;
+                    // Global ones need no entry after them.
+                    if kind == b'g' {
+                        self.allowance.entry(0)?;
+                    }
                     let end = self.data_end(start, size)?;
                     let body = self.tar.bytes_at(start, size as usize).map_err(EntriesError::Read)?;
                     let odd = extensions.take(kind, &body, self.at)?;
@@ -309,14 +355,6 @@ impl<T: ReadAt + ?Sized> Walk<'_, T> {
             .and_then(|end| end.checked_next_multiple_of(BLOCK as u64))
             .filter(|end| *end <= self.tar.size())
             .ok_or_else(|| self.corrupt("it ends inside an entry's data"))
-    }
-
-    fn seen(&mut self, n: u64) -> Result<(), EntriesError> {
-        self.seen += n;
-        if self.seen > self.rules.entries {
-            return Err(EntriesError::Limit(format!("more than {} entries", self.rules.entries)));
-        }
-        Ok(())
     }
 
     /// The end marker and what follows it.
@@ -350,7 +388,6 @@ impl<T: ReadAt + ?Sized> Walk<'_, T> {
         start: u64,
         extensions: Extensions,
     ) -> Result<(), EntriesError> {
-        self.seen(1)?;
         let header_name = self.header_name(block)?;
         let name = extensions.path.as_deref().unwrap_or(&header_name);
         if name.len() > MAX_NAME {
@@ -360,6 +397,7 @@ impl<T: ReadAt + ?Sized> Walk<'_, T> {
                 name.len()
             )));
         }
+        self.allowance.entry(name.len())?;
         let size = extensions.size.unwrap_or(header_size);
         if size != header_size {
             self.rewrite(name, "has a PAX size that differs from its header's");
@@ -392,7 +430,7 @@ impl<T: ReadAt + ?Sized> Walk<'_, T> {
             }
             b'0' | 0 | b'7' => return Err(EntriesError::refused(name, "it is a file, yet its name ends with a slash")),
             b'2' => Kind::Dropped,
-            b'1' if self.rules.image => {
+            b'1' if self.image => {
                 let target = extensions.link.as_deref().unwrap_or_else(|| text(&block[157..257]));
                 let target = clean(target).map_err(|why| {
                     EntriesError::refused(name, format!("it is a hard link to {:?}: {why}", shown(target)))
@@ -400,7 +438,7 @@ impl<T: ReadAt + ?Sized> Walk<'_, T> {
                 Kind::HardLink(target.path)
             }
             b'1' => return Err(EntriesError::refused(name, "it is a hard link, which an artifact cannot have")),
-            b'3' | b'4' | b'6' | b's' if self.rules.image => Kind::Dropped,
+            b'3' | b'4' | b'6' | b's' if self.image => Kind::Dropped,
             b'3' | b'4' => return Err(EntriesError::refused(name, "it is a device, which an artifact cannot have")),
             b'6' => return Err(EntriesError::refused(name, "it is a fifo, which an artifact cannot have")),
             b's' => return Err(EntriesError::refused(name, "it is a socket, which an artifact cannot have")),
@@ -415,7 +453,7 @@ impl<T: ReadAt + ?Sized> Walk<'_, T> {
             self.rewrite(name, "is a symlink or a special file");
             // Its name leads nowhere; a bad one harms nobody. In an image it hides what lies below.
             if let Ok(Clean { path, .. }) = clean(name)
-                && self.rules.image
+                && self.image
                 && !path.is_empty()
             {
                 self.index.entries.push(Entry { path, kind, mode: 0 });
@@ -563,8 +601,8 @@ fn clean(name: &[u8]) -> Result<Clean, Unclean> {
 
 /// Names against each other: duplicates are rewritten, a file that is also a parent is refused. In an image's layer
 /// the last entry counts, whatever it replaces.
-fn check_tree(index: &mut Index, rules: Rules) -> Result<(), EntriesError> {
-    if rules.image && index.pass_through.is_err() {
+fn check_tree(index: &mut Index, image: bool) -> Result<(), EntriesError> {
+    if image && index.pass_through.is_err() {
         return Ok(());
     }
     let mut order: Vec<&Entry> = index.entries.iter().collect();
@@ -578,7 +616,7 @@ fn check_tree(index: &mut Index, rules: Rules) -> Result<(), EntriesError> {
         } else if matches!(first.kind, Kind::File { .. })
             && second.path.strip_prefix(&*first.path).is_some_and(|rest| rest.starts_with('/'))
         {
-            if !rules.image {
+            if !image {
                 let why = format!("it lies beneath {:?}, which is a file", shown(first.path.as_bytes()));
                 return Err(EntriesError::refused(second.path.as_bytes(), why));
             }

@@ -3,9 +3,9 @@
 pub mod data;
 pub mod decompress;
 pub mod entries;
-pub mod gunzip;
+pub(crate) mod gunzip;
 pub mod overlay;
-pub mod pax;
+pub(crate) mod pax;
 pub mod source_ignore;
 pub mod tar_writer;
 pub mod tree;

@@ -15,9 +15,9 @@ use std::{
 use rayon::prelude::*;
 
 use super::{
-    data::{Budget, Data, Limits, MEMORY_BYTES},
+    data::{Budget, Data, Limits, MEMORY_BYTES, take_buffer},
     decompress::{DecompressError, Decompressed, decompress, decompress_reader},
-    entries::{EntriesError, Index, Kind, Rules, index},
+    entries::{Allowance, EntriesError, Index, Kind, MAX_NAMES, index_within},
     tree::{Node, NodeKind},
 };
 use crate::{class::Class, digest::Digest, store::Blob};
@@ -31,8 +31,8 @@ const AUFS: &str = ".wh..wh.";
 pub trait Source: Sync {
     /// How many there are.
     fn size(&self) -> u64;
-    /// All of them; asked only where they are few.
-    fn whole(&self) -> io::Result<std::borrow::Cow<'_, [u8]>>;
+    /// All of them, in memory; asked only where they are few.
+    fn whole(&self) -> io::Result<Data>;
     /// A reader from the start.
     fn reader(&self) -> impl Read + '_;
 }
@@ -42,8 +42,11 @@ impl Source for Blob {
         self.len()
     }
 
-    fn whole(&self) -> io::Result<std::borrow::Cow<'_, [u8]>> {
-        self.to_vec().map(Into::into)
+    fn whole(&self) -> io::Result<Data> {
+        let len = usize::try_from(self.len()).map_err(io::Error::other)?;
+        let mut buffer = take_buffer(len);
+        self.read(0, &mut buffer[..len])?;
+        Ok(Data::memory(buffer, 0, len))
     }
 
     fn reader(&self) -> impl Read + '_ {
@@ -56,8 +59,10 @@ impl Source for [u8] {
         self.len() as u64
     }
 
-    fn whole(&self) -> io::Result<std::borrow::Cow<'_, [u8]>> {
-        Ok(self.into())
+    fn whole(&self) -> io::Result<Data> {
+        let mut buffer = take_buffer(self.len());
+        buffer[..self.len()].copy_from_slice(self);
+        Ok(Data::memory(buffer, 0, self.len()))
     }
 
     fn reader(&self) -> impl Read + '_ {
@@ -70,7 +75,7 @@ impl Source for Vec<u8> {
         self.as_slice().size()
     }
 
-    fn whole(&self) -> io::Result<std::borrow::Cow<'_, [u8]>> {
+    fn whole(&self) -> io::Result<Data> {
         self.as_slice().whole()
     }
 
@@ -123,13 +128,18 @@ pub struct Layer {
 }
 
 /// Decompresses, hashes (where asked) and indexes one layer.
-pub fn open<S: Source + ?Sized>(source: &S, limits: Limits<'_>, rules: Rules) -> Result<Layer, LayerError> {
+pub fn open<S: Source + ?Sized>(
+    source: &S,
+    limits: Limits<'_>,
+    image: bool,
+    allowance: &Allowance,
+) -> Result<Layer, LayerError> {
     let unpacked = if source.size() <= MEMORY_BYTES {
-        decompress(&source.whole().map_err(DecompressError::Read)?, limits)?
+        decompress(source.whole().map_err(DecompressError::Read)?.as_slice().unwrap_or_default(), limits)?
     } else {
         decompress_reader(source.reader(), limits)?
     };
-    let index = index(&unpacked.data, rules)?;
+    let index = index_within(&unpacked.data, image, allowance)?;
     Ok(Layer { unpacked, index })
 }
 
@@ -139,12 +149,13 @@ pub fn open_all<S: Source>(
     sources: &[S],
     diff_ids: &[Digest],
     limits: Limits<'_>,
-    rules: Rules,
+    image: bool,
+    allowance: &Allowance,
 ) -> Result<Vec<Layer>, (usize, LayerError)> {
     let open = |(place, source): (usize, &S)| {
         let expected = diff_ids.get(place).copied();
         let limits = Limits { diff_id: limits.diff_id || expected.is_some(), ..limits };
-        let layer = open(source, limits, rules).map_err(|error| (place, error))?;
+        let layer = open(source, limits, image, allowance).map_err(|error| (place, error))?;
         match (expected, layer.unpacked.diff_id) {
             (Some(expected), Some(actual)) if expected != actual => {
                 Err((place, LayerError::DiffId(Box::new(WrongDiffId { expected, actual }))))
@@ -180,7 +191,7 @@ pub fn merge<'a>(
     budget: &Budget,
     most: u64,
 ) -> Result<Merged, LayerError> {
-    let mut tree = Overlay { nodes: BTreeMap::new(), most };
+    let mut tree = Overlay { nodes: BTreeMap::new(), most, names: 0 };
     let mut dropped = 0;
     let mut left_out = HashSet::<&str>::new();
     for (layer, index) in indexes.into_iter().enumerate() {
@@ -251,6 +262,8 @@ fn split(path: &str) -> (&str, &str) {
 struct Overlay {
     nodes: BTreeMap<Box<str>, NodeKind>,
     most: u64,
+    /// Bytes of all names that were ever put in.
+    names: u64,
 }
 
 impl Overlay {
@@ -284,12 +297,17 @@ impl Overlay {
             parent = split(parent).0;
         }
         for directory in made {
+            self.names += directory.len() as u64;
             self.nodes.insert(directory.into(), NodeKind::Dir);
         }
         if kind != NodeKind::Dir {
             self.remove(path);
         }
+        self.names += path.len() as u64;
         self.nodes.insert(path.into(), kind);
+        if self.names > 2 * MAX_NAMES {
+            return Err(EntriesError::too_many_names());
+        }
         if self.nodes.len() as u64 > self.most {
             return Err(EntriesError::Limit(format!("more than {} files and directories", self.most)));
         }

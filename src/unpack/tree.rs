@@ -9,6 +9,8 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
+    convert::Infallible,
     fs,
     io::{self, Write},
     os::unix::fs::PermissionsExt,
@@ -20,7 +22,7 @@ use rayon::prelude::*;
 
 use super::{
     data::{Data, ReadAt},
-    entries::{EntriesError, Entry, Kind},
+    entries::{EntriesError, Entry, Kind, MAX_NAMES},
 };
 use crate::{
     class::Class,
@@ -169,8 +171,9 @@ impl Tree {
             place += 1;
             places.next_if_eq(&(place - 1)).is_none()
         });
-        let parents = missing_parents(&self.nodes, u64::MAX);
-        add_directories(&mut self.nodes, parents.unwrap_or_default());
+        // All of them were there before, so there is no cap to ask about.
+        let Ok(parents) = missing_parents(&self.nodes, |_, _| Ok::<(), Infallible>(()));
+        add_directories(&mut self.nodes, parents);
     }
 
     /// Writes the tree into the empty directory `dir`: files out of the store's pool, directories 0750.
@@ -288,35 +291,44 @@ pub(crate) fn nodes_of(entries: Vec<Entry>, layer: u32, most: u64) -> Result<Vec
         nodes.sort_by(|a, b| a.path.cmp(&b.path));
         nodes.dedup_by(|a, b| a.path == b.path);
     }
-    let parents = missing_parents(&nodes, most).ok_or_else(|| {
-        EntriesError::Limit(format!("more than {most} entries with the directories that their names imply"))
+    let there = nodes.len();
+    let parents = missing_parents(&nodes, |count, names| {
+        if (there + count) as u64 > most {
+            let why = format!("more than {most} entries with the directories that their names imply");
+            return Err(EntriesError::Limit(why));
+        }
+        if names > MAX_NAMES { Err(EntriesError::too_many_names()) } else { Ok(()) }
     })?;
     add_directories(&mut nodes, parents);
     Ok(nodes)
 }
 
-/// The directories that names imply; `None` where they and the nodes are more than `most`.
-fn missing_parents(nodes: &[Node], most: u64) -> Option<Vec<Box<str>>> {
-    let mut missing = std::collections::BTreeSet::<&str>::new();
+/// The directories that names imply and that are not there; `check` looks at their number and their names' bytes as
+/// they grow.
+fn missing_parents<E>(
+    nodes: &[Node],
+    mut check: impl FnMut(usize, u64) -> Result<(), E>,
+) -> Result<BTreeSet<Box<str>>, E> {
+    let mut missing = BTreeSet::<&str>::new();
+    let mut names = 0;
     let mut last = "";
     for node in nodes {
         let mut parent = split(&node.path).0;
-        if parent == last {
+        if std::mem::replace(&mut last, parent) == parent {
             continue;
         }
-        last = parent;
+        // What lies above one that was found missing before has been seen to then.
         while !parent.is_empty() && nodes.binary_search_by(|n| (*n.path).cmp(parent)).is_err() && missing.insert(parent)
         {
+            names += parent.len() as u64;
+            check(missing.len(), names)?;
             parent = split(parent).0;
         }
-        if (nodes.len() + missing.len()) as u64 > most {
-            return None;
-        }
     }
-    Some(missing.into_iter().map(Box::from).collect())
+    Ok(missing.into_iter().map(Box::from).collect())
 }
 
-fn add_directories(nodes: &mut Vec<Node>, directories: Vec<Box<str>>) {
+fn add_directories(nodes: &mut Vec<Node>, directories: BTreeSet<Box<str>>) {
     if !directories.is_empty() {
         nodes.extend(directories.into_iter().map(|path| Node { path, kind: NodeKind::Dir }));
         nodes.sort_by(|a, b| a.path.cmp(&b.path));

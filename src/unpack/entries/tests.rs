@@ -352,7 +352,8 @@ fn caps_entries_names_depth_and_headers() {
         (named(&"c".repeat(256)), ARTIFACT, Some("has a component of 256 bytes, the cap is 255")),
         (many(10), caps(10), None),
         (many(11), caps(10), Some("more than 10 entries")),
-        (tar().pax(&[("path", "a")]).file("f", b"").end(), caps(1), Some("more than 1 entries")),
+        (tar().pax(&[("path", "a")]).file("f", b"").end(), caps(1), None),
+        (tar().extended(b'g', b"").extended(b'g', b"").end(), caps(1), Some("more than 1 entries")),
         (tar().extended(b'x', records.as_bytes()).file("f", b"").end(), ARTIFACT, Some("more than 1000 PAX records")),
         (
             tar().raw(Header::new("x", b'x', (1 << 20) + 1), &[b' '; (1 << 20) + 1]).end(),
@@ -383,6 +384,22 @@ fn stops_counting_at_the_cap() {
     let archive = one.repeat(100_001);
     let error = index(&archive[..], ARTIFACT).unwrap_err();
     assert_eq!(error.to_string(), "the tar archive is over a limit: more than 100000 entries");
+}
+
+#[test]
+fn layers_share_what_they_may_hold() {
+    let allowance = Allowance::new(3);
+    let two = tar().file("a", b"").file("b", b"").end();
+    assert!(index_within(&two[..], true, &allowance).is_ok());
+    let error = index_within(&two[..], true, &allowance).unwrap_err();
+    assert_eq!(error.to_string(), "the tar archive is over a limit: more than 3 entries");
+
+    let name = format!("{}/{}", ["d"; 100].join("/"), "f".repeat(200));
+    let one = tar().pax(&[("path", &name)]).file("f", b"").0;
+    let fits = MAX_NAMES as usize / name.len();
+    assert!(index(&one.repeat(fits)[..], ARTIFACT).is_ok());
+    let error = index(&one.repeat(fits + 1)[..], ARTIFACT).unwrap_err();
+    assert_eq!(error.class(), Class::Limit, "{error}");
 }
 
 /// T2.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::unpack::{
     entries::MAX_ENTRIES,
-    testing::{Header, IMAGE, TarBuilder, gzip},
+    testing::{Header, TarBuilder, gzip},
     tree::Tree,
 };
 
@@ -13,7 +13,7 @@ const LIMITS: Limits<'static> = Limits::in_memory(1 << 20);
 
 /// The tree of these layers: names, and contents of files (`x:` before what may be executed); and how many were dropped.
 fn tree(layers: &[Vec<u8>]) -> Result<(Vec<String>, u64), LayerError> {
-    let opened = open_all(layers, &[], LIMITS, IMAGE).map_err(|(_, error)| error)?;
+    let opened = open_all(layers, &[], LIMITS, true, &Allowance::new(MAX_ENTRIES)).map_err(|(_, error)| error)?;
     let merged = merge(opened.iter().map(|l| &l.index), &Budget::new(100), MAX_ENTRIES)?;
     let dropped = merged.dropped;
     let tree = Tree::new(into_data(opened), merged.nodes);
@@ -170,7 +170,7 @@ fn copies_and_implied_directories_count_against_the_caps() {
     assert_eq!(error.class(), Class::Limit, "{error}");
 
     let deep = tar().file("d/".repeat(40).trim_end_matches('/'), b"").end();
-    let opened = open_all(&[deep], &[], LIMITS, IMAGE).unwrap();
+    let opened = open_all(&[deep], &[], LIMITS, true, &Allowance::new(MAX_ENTRIES)).unwrap();
     let merged = |most| merge(opened.iter().map(|l| &l.index), &Budget::new(1), most);
     assert_eq!(merged(40).unwrap().nodes.len(), 40);
     assert_eq!(merged(39).unwrap_err().class(), Class::Limit);
@@ -179,17 +179,23 @@ fn copies_and_implied_directories_count_against_the_caps() {
 #[test]
 fn names_the_layer_that_failed_and_compares_diff_ids() {
     let good = tar().file("a", b"1").end();
-    let (place, error) = open_all(&[good.clone(), vec![1; 600]], &[], LIMITS, IMAGE).unwrap_err();
+    let (place, error) =
+        open_all(&[good.clone(), vec![1; 600]], &[], LIMITS, true, &Allowance::new(MAX_ENTRIES)).unwrap_err();
     assert_eq!((place, error.class()), (1, Class::Layer));
     let ids = [Digest::sha256(&good), Digest::sha256(&good)];
-    assert_eq!(open_all(&[good.clone(), gzip(&good)], &ids, LIMITS, IMAGE).unwrap().len(), 2);
-    let (place, error) = open_all(&[good, gzip(&tar().end())], &ids, LIMITS, IMAGE).unwrap_err();
+    assert_eq!(
+        open_all(&[good.clone(), gzip(&good)], &ids, LIMITS, true, &Allowance::new(MAX_ENTRIES)).unwrap().len(),
+        2
+    );
+    let (place, error) =
+        open_all(&[good, gzip(&tar().end())], &ids, LIMITS, true, &Allowance::new(MAX_ENTRIES)).unwrap_err();
     assert_eq!((place, error.class()), (1, Class::Digest));
 }
 
 #[test]
 fn sees_whiteouts() {
-    let has = |archive: Vec<u8>| has_whiteouts(&open(&archive, LIMITS, IMAGE).unwrap().index);
+    let has =
+        |archive: Vec<u8>| has_whiteouts(&open(&archive, LIMITS, true, &Allowance::new(MAX_ENTRIES)).unwrap().index);
     assert!(has(tar().raw(Header::new("d/.wh.x", b'0', 0), b"").end()));
     assert!(!has(tar().file("d/wh.x", b"").end()));
 }

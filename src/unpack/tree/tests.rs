@@ -97,3 +97,14 @@ fn never_writes_through_a_link() {
     assert!(tree.write_plain(&dir).is_err());
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn the_names_of_implied_directories_count_against_the_cap() {
+    let mut tar = TarBuilder::default();
+    for n in 0..80 {
+        let name = format!("{n}/{}", ["directory"; 250].join("/"));
+        tar = tar.pax(&[("path", &name)]).file("f", b"");
+    }
+    let error = nodes_of(indexed(&tar.end()).entries, 0, 100_000).unwrap_err();
+    assert_eq!(error.class(), Class::Limit, "{error}");
+}
