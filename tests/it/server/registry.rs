@@ -25,9 +25,7 @@ async fn push_blob(running: &Running, repository: &str, content: &[u8]) -> Diges
 }
 
 fn manifest(config: &[u8], layers: &[&[u8]]) -> Value {
-    let descriptor = |media_type: &str, content: &[u8]| {
-        json!({"mediaType": media_type, "digest": Digest::sha256(content), "size": content.len()})
-    };
+    let descriptor = |media_type: &str, content: &[u8]| json!({"mediaType": media_type, "digest": Digest::sha256(content), "size": content.len()});
     let layers: Vec<_> =
         layers.iter().map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar+gzip", layer)).collect();
     json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(OCI_CONFIG, config), "layers": layers})
@@ -193,12 +191,9 @@ async fn manifests_are_checked_before_they_are_kept() {
     let other = Digest::sha256(b"other").to_string();
     let (reply, _) = put_manifest(&running, "a", &other, &good).await;
     assert_eq!((reply.status, reply.code().as_str()), (400, "DIGEST_INVALID"));
-    for (body, status) in [
-        (&b"{}"[..], 400),
-        (b"not json", 400),
-        (b"", 400),
-        (br#"{"schemaVersion":1,"fsLayers":[],"history":[]}"#, 400),
-    ] {
+    for (body, status) in
+        [(&b"{}"[..], 400), (b"not json", 400), (b"", 400), (br#"{"schemaVersion":1,"fsLayers":[],"history":[]}"#, 400)]
+    {
         let headers = [("content-type", OCI_MANIFEST)];
         let reply = running.request("PUT", "/v2/a/manifests/v1", &headers, body).await;
         assert_eq!((reply.status, reply.code().as_str()), (status, "MANIFEST_INVALID"));
