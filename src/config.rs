@@ -14,9 +14,9 @@ pub use check::{ConfigError, ConfigErrors, check};
 pub use settings::{
     AccessRule, RegistrySettings, Settings, StoreSettings, TagRule, TlsSettings, UpstreamMode, UpstreamSettings,
 };
-pub use values::{Address, Advertise, ByteSize, Cidr, HostPort, LogFormat, MirrorListen, UpstreamFlag};
+pub use values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag};
 
-use crate::objects::FluxDuration;
+use crate::{objects::FluxDuration, telemetry::LogFormat};
 
 /// What is served, from where, and how much.
 #[derive(Clone, Debug, PartialEq)]

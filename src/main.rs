@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    // The confined child that runs a rendering program comes first: it must not open, read or start anything else.
-    if let Some(code) = larder::apply::confine::enter_if_asked(std::env::args_os()) {
-        return code;
+    // The confined child that becomes a rendering program: it must not open, read or start anything before.
+    if std::env::args_os().nth(1).is_some_and(|word| word == larder::apply::confine::WORD) {
+        larder::apply::confine::enter();
     }
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         unreachable!("nothing installed a provider before main");

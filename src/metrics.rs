@@ -194,6 +194,27 @@ fn outcome_index(outcome: Option<Class>) -> usize {
     outcome.map_or(0, |class| 1 + class as usize)
 }
 
+/// A family whose label sets are not known beforehand. The encoder leaves out what has no sample yet, so its first
+/// lines are written here then: a scrape shows every family from the start.
+struct Late {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+}
+
+const UPSTREAM_REQUESTS: Late = Late {
+    name: "larder_upstream_requests",
+    kind: "counter",
+    help: "HTTP requests sent to a registry or its token service, retries and redirects too",
+};
+const UPSTREAM_BYTES: Late =
+    Late { name: "larder_upstream_bytes", kind: "counter", help: "Bytes of response bodies that came from a registry" };
+const GOTK_DURATION: Late = Late {
+    name: "gotk_reconcile_duration_seconds",
+    kind: "histogram",
+    help: "The duration in seconds of a GitOps Toolkit resource reconciliation",
+};
+
 type Count = Counter<u64, AtomicU64>;
 type Bytes = Gauge<u64, AtomicU64>;
 
@@ -270,17 +291,9 @@ impl Metrics {
     fn new() -> Self {
         let mut registry = Registry::default();
         let upstream_requests = Family::<UpstreamRequest, Count>::default();
-        registry.register(
-            "larder_upstream_requests",
-            "HTTP requests sent to a registry or its token service, retries and redirects too",
-            upstream_requests.clone(),
-        );
+        registry.register(UPSTREAM_REQUESTS.name, UPSTREAM_REQUESTS.help, upstream_requests.clone());
         let upstream_bytes = Family::<Upstream, Count>::default();
-        registry.register(
-            "larder_upstream_bytes",
-            "Bytes of response bodies that came from a registry",
-            upstream_bytes.clone(),
-        );
+        registry.register(UPSTREAM_BYTES.name, UPSTREAM_BYTES.help, upstream_bytes.clone());
         let served = Family::<Served, Count>::default();
         registry.register("larder_served_requests", "Requests answered", served.clone());
         let served_bytes = Family::<ServedBytes, Count>::default();
@@ -298,11 +311,7 @@ impl Metrics {
         let durations = histograms::<Kind>();
         registry.register("larder_reconcile_duration_seconds", "Length of a pass over an object", durations.clone());
         let gotk_durations = histograms::<Object>();
-        registry.register(
-            "gotk_reconcile_duration_seconds",
-            "The duration in seconds of a GitOps Toolkit resource reconciliation",
-            gotk_durations.clone(),
-        );
+        registry.register(GOTK_DURATION.name, GOTK_DURATION.help, gotk_durations.clone());
         for kind in crate::objects::Kind::ALL {
             reconciles.get_or_create_owned(&KindOutcome { kind: kind.name(), outcome: OK });
             durations.get_or_create_owned(&Kind { kind: kind.name() });
@@ -376,7 +385,14 @@ impl Metrics {
         let mut open_metrics = String::new();
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
         // Writing to a String does not fail.
-        let _ = text::encode(&mut open_metrics, &registry);
+        let _ = text::encode_registry(&mut open_metrics, &registry);
+        for Late { name, kind, help } in [UPSTREAM_REQUESTS, UPSTREAM_BYTES, GOTK_DURATION] {
+            let line = format!("# TYPE {name} {kind}\n");
+            if !open_metrics.contains(&line) {
+                let _ = write!(open_metrics, "# HELP {name} {help}.\n{line}");
+            }
+        }
+        let _ = text::encode_eof(&mut open_metrics);
         match format {
             Format::OpenMetrics => open_metrics,
             Format::Prometheus => to_prometheus(&open_metrics),
@@ -446,6 +462,7 @@ mod tests {
         ] {
             assert!(has(&text, &format!("# TYPE {name} {kind}")), "{name}:\n{text}");
         }
+        assert_eq!(text.matches("# TYPE gotk_reconcile_duration_seconds ").count(), 1);
         assert!(has(&text, "larder_served_requests_total{listener=\"artifacts\",outcome=\"ok\"} 0"));
         assert!(has(&text, "larder_reconcile_total{kind=\"OCIRepository\",outcome=\"ok\"} 0"));
     }
@@ -461,6 +478,7 @@ mod tests {
         metrics.store_bytes(1, 2, 3);
         metrics.reconciled("OCIRepository", "ns", "a", Some(Class::Net), 0.02);
         let text = metrics.encode(Format::Prometheus);
+        assert_eq!(text.matches("# TYPE gotk_reconcile_duration_seconds ").count(), 1);
         for line in [
             "larder_upstream_requests_total{upstream=\"127.0.0.1:5000\",kind=\"manifest_head\",outcome=\"ok\"} 1",
             "larder_upstream_requests_total{upstream=\"127.0.0.1:5000\",kind=\"blob_get\",outcome=\"notfound\"} 1",

@@ -5,12 +5,19 @@
 //! upstream is asked before the daemon is ready. Drain order: listeners stop accepting and end what is under way, passes
 //! stop, the store is synced and its counters noted.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
+    apply::confine::Launcher,
     artifact::{build::Caps, publish::Published},
     blocking,
     config::{Address, Config, HostPort},
@@ -19,8 +26,8 @@ use crate::{
     },
     oci,
     pull::{PullError, Puller},
-    reconciler::{self, NotDone, Reconciler},
-    registry::{self, Client, RegistryError},
+    reconciler::{self, NotDone, Reconciler, Rendering},
+    registry::{self, Client, ProxyEnvironment, RegistryError},
     server::{Admin, Artifacts, Bound, Control, Handler, Limits, Refusal, Registry, listener::BindError, serve},
     shutdown::Shutdown,
     store::{Store, StoreError, UNREFERENCED_FOR},
@@ -41,6 +48,28 @@ pub struct Node {
     admin: SocketAddr,
     shutdown: Shutdown,
     serving: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+/// What a daemon must know of the process around it, which only the command line reads.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// PATH.
+    pub search: Option<OsString>,
+    /// This program.
+    pub program: PathBuf,
+    /// The environment's proxies.
+    pub proxies: ProxyEnvironment,
+}
+
+impl Surroundings {
+    /// This process's.
+    pub fn of_this_process() -> std::io::Result<Self> {
+        Ok(Self {
+            search: std::env::var_os("PATH"),
+            program: std::env::current_exe()?,
+            proxies: ProxyEnvironment::read(|name| std::env::var(name).ok()),
+        })
+    }
 }
 
 /// Why a daemon could not start.
@@ -85,7 +114,7 @@ pub enum NodeError {
 
 impl Node {
     /// Starts a daemon; when this returns, every listener accepts.
-    pub async fn start(config: Config, shutdown: Shutdown) -> Result<Self, NodeError> {
+    pub async fn start(config: Config, surroundings: Surroundings, shutdown: Shutdown) -> Result<Self, NodeError> {
         let unsupported = config.unsupported();
         if !unsupported.is_empty() {
             return Err(NodeError::Unsupported(unsupported));
@@ -99,7 +128,7 @@ impl Node {
             Some(path) => Some(read_token(path)?),
             None => None,
         };
-        let client = Client::new(client_config(&config))?;
+        let client = Client::new(client_config(&config, surroundings.proxies))?;
         let puller = Puller::new(store.clone(), client)?;
         let backend: Arc<dyn Backend> = match &config.objects {
             Some(directory) => Arc::new(Directory::open(directory, &config.data).await?),
@@ -117,7 +146,11 @@ impl Node {
             retention: config.artifact_retention_ttl.get(),
             retention_records: config.artifact_retention_records,
             caps: Caps::default(),
-            kustomize_program: config.kustomize_program.clone(),
+            rendering: Rendering {
+                program: config.kustomize_program.clone(),
+                search: surroundings.search,
+                launcher: Launcher::own(surroundings.program),
+            },
         };
         let (reconciler, changes) =
             Reconciler::load(backend, puller.clone(), published.clone(), reconciling, shutdown.clone()).await;
@@ -133,7 +166,7 @@ impl Node {
         let control = Arc::new(Controls { reconciler: reconciler.clone(), store: store.clone(), puller });
         {
             let mut serving = node.serving.lock().await;
-            listen(&mut serving, registry, Registry::new(store.clone()), &shutdown);
+            listen(&mut serving, registry, Registry::new(store.clone(), config.local_repositories()), &shutdown);
             listen(&mut serving, artifacts, Artifacts::new(store.clone(), published), &shutdown);
             listen(&mut serving, admin, Admin::new(control.clone(), store.clone(), node.admin, admin_token.as_ref()), &shutdown);
             serving.spawn(reconciler.run(changes));
@@ -218,11 +251,12 @@ fn as_registry(host: &HostPort) -> Option<oci::Registry> {
     host.to_string().parse().ok()
 }
 
-fn client_config(config: &Config) -> registry::Config {
+fn client_config(config: &Config, proxies: ProxyEnvironment) -> registry::Config {
     registry::Config {
         egress_allow: config.egress_allow.iter().map(ToString::to_string).collect(),
         egress_deny: config.egress_deny.iter().map(ToString::to_string).collect(),
         token_realms: config.token_realms.iter().map(ToString::to_string).collect(),
+        proxies,
         ..registry::Config::default()
     }
 }
@@ -297,7 +331,7 @@ impl Control for Controls {
             let (store, reconciler, grants) = (self.store.clone(), self.reconciler.clone(), self.puller.grants().clone());
             let collected = blocking::io(move || {
                 let collected = store.collect(|| reconciler.roots(), UNREFERENCED_FOR).map_err(|e| e.to_string())?;
-                let held = |digest: &_| store.contains(digest).unwrap_or(true);
+                let held = |digest: &_| store.has(digest).unwrap_or(true);
                 grants.sweep(held).map_err(|e| format!("cannot sweep the marks of fetched blobs: {e}"))?;
                 Ok::<_, String>(collected)
             });

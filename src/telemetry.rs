@@ -7,10 +7,13 @@
 
 use std::io::IsTerminal as _;
 
+use schemars::JsonSchema;
+use serde::Deserialize;
 use tracing_subscriber::{EnvFilter, filter::ParseError, fmt};
 
 /// What a log line looks like: `--log-format`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people; coloured on a terminal.
     #[default]
@@ -19,24 +22,9 @@ pub enum LogFormat {
     Json,
 }
 
-impl std::str::FromStr for LogFormat {
-    type Err = LogError;
-
-    fn from_str(text: &str) -> Result<Self, LogError> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err(LogError::Format(text.to_string())),
-        }
-    }
-}
-
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// Not `text` or `json`.
-    #[error("log format {0:?} is not one of text and json")]
-    Format(String),
     /// The level directives do not parse.
     #[error("log level {directives:?} is not understood; write for example \"info\" or \"larder=debug,info\"")]
     Level {
@@ -75,13 +63,6 @@ pub fn init(format: LogFormat, level: Option<&str>) -> Result<(), LogError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn takes_the_two_formats() {
-        assert_eq!("text".parse::<LogFormat>().unwrap(), LogFormat::Text);
-        assert_eq!("json".parse::<LogFormat>().unwrap(), LogFormat::Json);
-        assert!("JSON".parse::<LogFormat>().is_err());
-    }
 
     #[test]
     fn refuses_a_level_it_does_not_know() {

@@ -8,7 +8,7 @@
 //! a network namespace of its own, where the kernel grants one; and Landlock as far as the kernel has it: files can be
 //! read below the folders of the job and the system's programs and libraries, written below HOME only, no TCP from
 //! ABI 4 on, no abstract sockets and no signals to others from ABI 6 on. Where the kernel grants neither namespace nor
-//! Landlock, the limits, the empty environment and what [`reach`](super::reach) refuses beforehand remain.
+//! Landlock, the limits, the empty environment and what the `reach` module refuses beforehand remain.
 //!
 //! **The parent** bounds the time, and kills the whole process group in every case, so that nothing outlives a run.
 //!
@@ -251,7 +251,7 @@ pub fn as_text(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _};
+    use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, time::Instant};
 
     use super::*;
 
@@ -320,9 +320,16 @@ pub(super) mod tests {
         let place = shell("sleep 600 & echo $! > \"$HOME/pid\"; sleep 600");
         assert_eq!(outcome(&place, Duration::from_secs(3)).0, Ended::TimedOut);
         let pid: i32 = fs::read_to_string(place.job.home.join("pid")).unwrap().trim().parse().unwrap();
-        // Killed; it may still wait to be reaped by whoever inherited it.
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+        // Killed, but whoever inherited it may not have reaped it, nor the kernel have come to end it.
+        let is_over = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        };
+        let patience = Instant::now() + LONG;
+        while !is_over() {
+            assert!(Instant::now() < patience, "{pid} lives on");
+            thread::yield_now();
+        }
     }
 
     #[test]

@@ -196,6 +196,9 @@ data:
   aq: !Foo 12
 "#;
 
+/// The last line has no end, and before it stands a separator with a comment.
+const OPEN: &str = "---\r\napiVersion: v1\r\nkind: ConfigMap\r\nmetadata: {name: first}\r\ndata:\r\n  a: |\r\n    x\r\n--- # next\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: open}\ndata:\n  a: |\n    x";
+
 const CLUSTER: &str = r"
 apiVersion: v1
 kind: List
@@ -294,7 +297,12 @@ spec:
 #[test]
 fn made_input_renders_as_kustomize_renders_it() {
     let Some(program) = program() else { return };
-    let root = files(&[("scalars.yaml", SCALARS), ("b/cluster.yml", CLUSTER), ("empty.yaml", "# nothing\n---\n")]);
+    let root = files(&[
+        ("scalars.yaml", SCALARS),
+        ("b/cluster.yml", CLUSTER),
+        ("empty.yaml", "# nothing\n---\n"),
+        ("open.yaml", OPEN),
+    ]);
     for fields in [
         json!({}),
         json!({"targetNamespace": "new"}),

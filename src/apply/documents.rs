@@ -47,7 +47,7 @@ pub fn parse(text: &str, place: &str, budget: &mut Budget) -> Result<Vec<Value>,
     let text = text.replace("\r\n", "\n");
     let documents = yaml::documents(&text, budget).map_err(|source| RenderError::Yaml {
         place: place.to_owned(),
-        source,
+        source: Box::new(source),
         hint: NOT_A_MANIFEST,
     })?;
     let mut objects = Vec::new();
@@ -100,7 +100,7 @@ pub fn refuse_duplicates(objects: &[Value]) -> Result<(), RenderError> {
         let shown = id.clone();
         id.namespace = id.effective_namespace().to_owned();
         if !seen.insert(id) {
-            return Err(RenderError::Duplicate { id: shown });
+            return Err(RenderError::Duplicate { id: Box::new(shown) });
         }
     }
     Ok(())

@@ -23,6 +23,7 @@ mod transform;
 mod tree;
 mod validate;
 mod yaml;
+pub mod yaml_text;
 
 #[cfg(test)]
 mod differential;

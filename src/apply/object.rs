@@ -57,16 +57,14 @@ impl Id {
         }
     }
 
-    /// The entry in Flux's inventory: a colon cannot stand in the name of anything but RBAC objects, where it is
+    /// The entry in Flux's inventory: a namespace that the API server would ignore is not in it, and a colon cannot stand in the name of anything but RBAC objects, where it is
     /// written `__`.
     pub fn inventory_entry(&self) -> InventoryEntry {
         let rbac = self.group == "rbac.authorization.k8s.io"
             && matches!(self.kind.as_str(), "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding");
         let name = if rbac { self.name.replace(':', "__") } else { self.name.clone() };
-        InventoryEntry {
-            id: format!("{}_{name}_{}_{}", self.namespace, self.group, self.kind),
-            v: self.version.clone(),
-        }
+        let namespace = if is_cluster_scoped(self) { "" } else { &self.namespace };
+        InventoryEntry { id: format!("{namespace}_{name}_{}_{}", self.group, self.kind), v: self.version.clone() }
     }
 }
 
@@ -171,6 +169,7 @@ mod tests {
                 "v1",
             ),
             ("x.io/v1beta2", "Thing", "b", "a:b", "b_a:b_x.io_Thing", "v1beta2"),
+            ("v1", "Namespace", "b", "a", "_a__Namespace", "v1"),
         ] {
             let entry = Id::new(api, kind, namespace, name).inventory_entry();
             assert_eq!((entry.id.as_str(), entry.v.as_str()), (id, v));

@@ -112,7 +112,7 @@ struct Answer {
 }
 
 /// A program's answer holds as long as its file does.
-type Known = HashMap<(PathBuf, u64, Option<SystemTime>), Option<Answer>>;
+type Known = HashMap<(PathBuf, u64, Option<SystemTime>), Answer>;
 static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
 
 /// Folders that one run uses, all in the caller's scratch folder.
@@ -148,13 +148,13 @@ pub fn build(
         Ended::TimedOut => Err(ProgramError::Limit {
             what: format!("it took longer than {} s; raise spec.timeout if it needs more", time.as_secs()),
         }),
+        _ if size >= MAX_OUTPUT => {
+            Err(ProgramError::Limit { what: format!("its output is larger than {} MiB", MAX_OUTPUT >> 20) })
+        }
         // The limit on CPU time ends a program by a signal, which none of ours sends otherwise.
         Ended::Signal(signal) => Err(ProgramError::Limit {
             what: format!("signal {signal} ended it, as when it needs too much CPU time or memory"),
         }),
-        _ if size >= MAX_OUTPUT => {
-            Err(ProgramError::Limit { what: format!("its output is larger than {} MiB", MAX_OUTPUT >> 20) })
-        }
         Ended::Code(0) => fs::read_to_string(&job.stdout).map_err(unable),
         Ended::NotStarted => Err(unable(io::Error::other(message(&job.stderr, place)))),
         Ended::Code(_) => Err(ProgramError::Build { message: message(&job.stderr, place) }),
@@ -236,7 +236,7 @@ fn ask(launcher: &Launcher, program: &Path, own: &Path) -> Result<Option<Answer>
     };
     let key = (program.to_path_buf(), metadata.len(), metadata.modified().ok());
     if let Some(answer) = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-        return Ok(answer.clone());
+        return Ok(Some(answer.clone()));
     }
     let mut order = [Kind::Kustomize, Kind::Kubectl];
     if program.file_name().is_some_and(|name| name.to_string_lossy().contains("kubectl")) {
@@ -255,7 +255,10 @@ fn ask(launcher: &Launcher, program: &Path, own: &Path) -> Result<Option<Answer>
             break;
         }
     }
-    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(key, answer.clone());
+    // No answer may be the moment's fault; it is asked for again.
+    if let Some(answer) = &answer {
+        KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(key, answer.clone());
+    }
     Ok(answer)
 }
 

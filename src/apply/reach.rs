@@ -68,7 +68,7 @@ pub fn read(file: &Path, shown: &Path, budget: &mut Budget) -> Result<Map<String
     let text = String::from_utf8(fs::read(file).map_err(unreadable)?).map_err(|_| wrong("it is not UTF-8"))?;
     let mut documents = yaml::documents(&text.replace("\r\n", "\n"), budget).map_err(|source| RenderError::Yaml {
         place: shown.clone(),
-        source,
+        source: Box::new(source),
         hint: "correct it",
     })?;
     match (documents.pop(), documents.is_empty()) {

@@ -117,7 +117,7 @@ pub enum RenderError {
         place: String,
         /// Why.
         #[source]
-        source: YamlError,
+        source: Box<YamlError>,
         /// What to do.
         hint: &'static str,
     },
@@ -135,19 +135,19 @@ pub enum RenderError {
     #[error("may not add resource with an already registered id: {id} ({}); remove one of the two", .id.api_version())]
     Duplicate {
         /// Which.
-        id: Id,
+        id: Box<Id>,
     },
     /// An object is encrypted.
     #[error("{id} is SOPS encrypted, and nothing is decrypted here; ship it decrypted, or create it by other means")]
     Encrypted {
         /// Which.
-        id: Id,
+        id: Box<Id>,
     },
     /// An object fails the client's checks.
     #[error("{id} is invalid: {why}")]
     Invalid {
         /// Which.
-        id: Id,
+        id: Box<Id>,
         /// Why.
         why: String,
     },
@@ -269,7 +269,7 @@ pub fn render(request: &Request<'_>) -> Result<Rendered, RenderError> {
         !(id.group == "kustomize.config.k8s.io" && id.kind.eq_ignore_ascii_case("kustomization"))
     });
     if let Some(object) = objects.iter().find(|object| validate::is_encrypted(object)) {
-        return Err(RenderError::Encrypted { id: Id::of(object) });
+        return Err(RenderError::Encrypted { id: Box::new(Id::of(object)) });
     }
     for object in &mut objects {
         label(object, request);

@@ -14,8 +14,10 @@ pub const KUSTOMIZATION_FILES: [&str; 3] = ["kustomization.yaml", "kustomization
 
 /// No artifact of configuration comes near these; a container image's tree may.
 pub const MAX_FILES: usize = 50_000;
-/// All files of the working copy together, and all manifests of a plain folder.
+/// All manifests of a plain folder together, and one kustomization file.
 pub const MAX_BYTES: u64 = 64 << 20;
+/// All files of a working copy together: more than an artifact may unpack to.
+const MAX_COPY: u64 = 512 << 20;
 
 /// `path` below `root`, where `..` at the root stays there, as with securejoin.
 pub fn secure_join(root: &Path, path: &str) -> PathBuf {
@@ -113,7 +115,7 @@ fn is_yaml(path: &Path) -> bool {
 /// Copies the files of `from` to `to`, which must not exist. A file that the program writes to by mistake is then
 /// not the published one, as a hard link would be.
 pub fn copy(from: &Path, to: &Path) -> Result<(), RenderError> {
-    let mut budget = (MAX_FILES, MAX_BYTES);
+    let mut budget = (MAX_FILES, MAX_COPY);
     let mut pending = vec![(from.to_path_buf(), to.to_path_buf())];
     while let Some((from, to)) = pending.pop() {
         fs::create_dir(&to).map_err(|source| RenderError::Disk { path: to.clone(), source })?;
@@ -127,7 +129,7 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), RenderError> {
             } else if kind.is_file() {
                 let size = fs::copy(&path, &target).map_err(|source| RenderError::Disk { path, source })?;
                 budget.1 = budget.1.checked_sub(size).ok_or_else(|| RenderError::TooLarge {
-                    what: format!("the artifact's files are larger than {} MiB together", MAX_BYTES >> 20),
+                    what: format!("the artifact's files are larger than {} MiB together", MAX_COPY >> 20),
                 })?;
             }
         }

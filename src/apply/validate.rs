@@ -51,10 +51,10 @@ pub fn check(objects: &[Value]) -> Result<(), RenderError> {
     for object in objects {
         let id = Id::of(object);
         if let Some(why) = fault(&id) {
-            return Err(RenderError::Invalid { id, why });
+            return Err(RenderError::Invalid { id: Box::new(id), why });
         }
         if !seen.insert((id.group.clone(), id.kind.clone(), id.namespace.clone(), id.name.clone())) {
-            return Err(RenderError::Invalid { id, why: "it is there twice".into() });
+            return Err(RenderError::Invalid { id: Box::new(id), why: "it is there twice".into() });
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::{
 };
 
 use base64::Engine as _;
-use granit_parser::{Event, Options, Parser, ScalarStyle, ScanError, Span, Tag};
+use granit_parser::{Event, Options, Parser, ScalarStyle, ScanError, Tag};
 use serde_json::{Map, Value};
 
 use super::scalar::{self, Plain};
@@ -101,19 +101,21 @@ pub fn documents(text: &str, budget: &mut Budget) -> Result<Vec<(usize, Value)>,
     options.set_emit_comments(false);
     options.flow_nesting_limit = MAX_DEPTH;
     options.block_nesting_limit = MAX_DEPTH;
-    let mut composer = Composer { budget, anchors: HashMap::new(), stack: Vec::new(), root: None };
+    // As libyaml, from which go-yaml comes: no line feed that is not there.
+    options.block_scalar_eof_without_line_feed = true;
+    let mut composer = Composer { budget, anchors: HashMap::new(), stack: Vec::new(), line: 0, root: None };
     let mut found = Vec::new();
     for event in Parser::new_from_str_with_options(text, options) {
         let (event, span) = event.map_err(|e| YamlError { line: e.marker().line(), problem: Problem::Syntax(e) })?;
         let line = span.start.line();
         if let Event::DocumentEnd = event {
             composer.anchors.clear();
-            if let Some((line, value)) = composer.root.take().filter(|(_, value)| !value.is_null()) {
-                found.push((line, value));
+            if let Some(value) = composer.root.take().filter(|value| !value.is_null()) {
+                found.push((composer.line, value));
             }
             continue;
         }
-        composer.take(event, &span).map_err(|problem| YamlError { line, problem })?;
+        composer.take(event, line).map_err(|problem| YamlError { line, problem })?;
     }
     Ok(found)
 }
@@ -146,12 +148,16 @@ struct Composer<'b> {
     budget: &'b mut Budget,
     anchors: HashMap<usize, Anchored>,
     stack: Vec<Frame>,
-    root: Option<(usize, Value)>,
+    /// Where the document's value begins.
+    line: usize,
+    root: Option<Value>,
 }
 
 impl Composer<'_> {
-    fn take(&mut self, event: Event<'_>, span: &Span) -> Result<(), Problem> {
-        let line = span.start.line();
+    fn take(&mut self, event: Event<'_>, line: usize) -> Result<(), Problem> {
+        if self.stack.is_empty() && event.is_node() {
+            self.line = line;
+        }
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.budget.charge(1, text.len())?;
@@ -167,21 +173,21 @@ impl Composer<'_> {
                         Value::String(text.into_owned())
                     }
                 };
-                self.complete(value, anchor, line)
+                self.complete(value, anchor)
             }
             Event::SequenceStart(_, anchor, _) => self.open(Frame::Sequence { items: Vec::new(), anchor }),
             Event::MappingStart(_, anchor, _) => {
                 self.open(Frame::Mapping { entries: Map::new(), key: None, merges: Vec::new(), anchor })
             }
             Event::SequenceEnd | Event::MappingEnd => match self.stack.pop() {
-                Some(Frame::Sequence { items, anchor }) => self.complete(Value::Array(items), anchor, line),
+                Some(Frame::Sequence { items, anchor }) => self.complete(Value::Array(items), anchor),
                 Some(Frame::Mapping { mut entries, merges, anchor, .. }) => {
                     for merge in merges {
                         for (key, value) in merge {
                             entries.entry(key).or_insert(value);
                         }
                     }
-                    self.complete(Value::Object(entries), anchor, line)
+                    self.complete(Value::Object(entries), anchor)
                 }
                 None => Ok(()),
             },
@@ -194,7 +200,7 @@ impl Composer<'_> {
                 }
                 self.budget.charge(size.nodes, size.bytes)?;
                 let value = value.clone();
-                self.complete(value, 0, line)
+                self.complete(value, 0)
             }
             _ => Ok(()),
         }
@@ -209,7 +215,7 @@ impl Composer<'_> {
         Ok(())
     }
 
-    fn complete(&mut self, value: Value, anchor: usize, line: usize) -> Result<(), Problem> {
+    fn complete(&mut self, value: Value, anchor: usize) -> Result<(), Problem> {
         if anchor != 0 {
             // The copy that the anchor holds is paid for like one that an alias makes.
             let size = size(&value);
@@ -220,7 +226,7 @@ impl Composer<'_> {
             };
         }
         match self.stack.last_mut() {
-            None => self.root = Some((line, value)),
+            None => self.root = Some(value),
             Some(Frame::Sequence { items, .. }) => items.push(value),
             Some(Frame::Mapping { entries, key, merges, .. }) => match (key.take(), value) {
                 (None, Value::String(text)) => {
@@ -319,9 +325,9 @@ mod tests {
         let text = "---\na: 1\n---\n# nothing\n---\n- b\n---\n~\n...\n---\n\"text\"\n";
         assert_eq!(read(text).unwrap(), [json!({"a": 1}), json!(["b"]), json!("text")]);
         assert_eq!(read("").unwrap(), Vec::<Value>::new());
-        let lines: Vec<_> =
-            documents("a: 1\n---\nb: 2\n", &mut Budget::default()).unwrap().into_iter().map(|d| d.1).collect();
-        assert_eq!(lines, [json!({"a": 1}), json!({"b": 2})]);
+        let text = "# a\na:\n  b: 1\n---\n\n- c\n- d\n";
+        let lines: Vec<_> = documents(text, &mut Budget::default()).unwrap().into_iter().map(|found| found.0).collect();
+        assert_eq!(lines, [2, 6]);
     }
 
     #[test]
@@ -337,6 +343,7 @@ mod tests {
             ("a: !Foo [b]", json!({"a": ["b"]})),
             ("a: |+\n  x\n    y\n\n", json!({"a": "x\n  y\n\n"})),
             ("a: >-\n  x\n  y\n", json!({"a": "x y"})),
+            ("a: |\n  x", json!({"a": "x"})),
             ("y: 1\non: 2", json!({"y": 1, "on": 2})),
             ("a:\nb: ~", json!({"a": null, "b": null})),
             ("a: <<", json!({"a": "<<"})),
@@ -367,7 +374,7 @@ mod tests {
         ] {
             assert_eq!(read(text).unwrap_err(), why, "{text}");
         }
-        for text in ["a: [", "a: \"", "a: *nobody", "\ta: b", "a: b: c", "%YAML 9.9 9\n---\n", "@", "\u{0}"] {
+        for text in ["a: [", "a: \"", "a: *nobody", "a: b: c", "%YAML 9.9 9\n---\n", "@", "\u{0}"] {
             assert!(read(text).is_err(), "{text}");
         }
     }

@@ -3,5 +3,6 @@
 
 pub mod build;
 pub mod choose;
+pub mod gzip;
 pub mod pack;
 pub mod publish;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use http::{Method, StatusCode};
-use jiff::{Timestamp, Unit};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
@@ -92,7 +92,7 @@ fn shorten(revision: &str) -> String {
 
 fn age(since: &str) -> String {
     let Ok(since) = since.parse::<Timestamp>() else { return String::new() };
-    let seconds = (Timestamp::now() - since).total(Unit::Second).unwrap_or_default().max(0.0) as u64;
+    let seconds = u64::try_from(Timestamp::now().duration_since(since).as_secs()).unwrap_or_default();
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7_200 => format!("{}m", seconds / 60),

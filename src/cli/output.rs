@@ -24,7 +24,7 @@ pub enum Format {
 pub fn print_document(value: &impl Serialize, format: Format) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match format {
-        Format::Yaml => out.write_all(crate::apply::documents::to_yaml(&serde_json::to_value(value)?).as_bytes())?,
+        Format::Yaml => out.write_all(crate::apply::yaml_text::write(&serde_json::to_value(value)?).as_bytes())?,
         _ => {
             serde_json::to_writer_pretty(&mut out, value)?;
             writeln!(out)?;

@@ -1,8 +1,15 @@
 //! `larder pull`
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    ffi::CString,
+    fs,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, bail};
+use rustix::fs::{CWD, RenameFlags, XattrFlags};
 use serde_json::json;
 
 use super::{
@@ -11,28 +18,151 @@ use super::{
 };
 use crate::{
     artifact::{
-        build::{self, Caps},
+        build::{self, Caps, Ignoring},
         choose::{self, Choice},
     },
     blocking,
+    digest::Digest,
     oci::{Reference, Selector},
     pull::{Puller, Wanted, Way},
     store::Store,
 };
 
+/// Marks a directory as made by a pull, so that the next one may replace it.
+const MARK: &str = "user.larder.digest";
+
 /// Pull, verify and unpack: the directory is complete or untouched
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  larder pull oci://ghcr.io/org/my-app-config:v1.0.0 --output ./my-app-config\n  larder pull oci://ghcr.io/org/my-app-config@sha256:… --output ./my-app-config")]
+#[command(after_help = "DIR is made, or replaced if it is empty or what an earlier pull made; any other is refused unless --force is given.\n\nExamples:\n  larder pull oci://ghcr.io/org/my-app-config:v1.0.0 --output ./my-app-config\n  larder pull oci://ghcr.io/org/my-app-config@sha256:… --output ./my-app-config")]
 pub struct Arguments {
     /// What to pull; `latest` if neither tag nor digest is named
     #[arg(value_name = "oci://HOST/REPO[:TAG|@DIGEST]", value_parser = reference)]
     reference: Reference,
-    /// Where to; replaced if it is a directory that an earlier pull made or that is empty, else refused
+    /// Where to unpack it
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
+    /// Replace DIR whatever it holds
+    #[arg(long)]
+    force: bool,
     /// How to print what was pulled
     #[arg(short = 'o', long = "format", value_enum, default_value_t)]
     format: Format,
     #[command(flatten)]
     remote: Remote,
+}
+
+/// Runs the command.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let target = std::path::absolute(&arguments.output)?;
+    refuse_what_is_not_ours(&target, arguments.force)?;
+    let parent = target.parent().context("--output must not be the root directory")?.to_path_buf();
+    fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    // Beside the target: so that the last step is a rename, and the disk that fills up is the one meant.
+    let work = tempfile::Builder::new().prefix(".larder-pull-").tempdir_in(&parent)?;
+    let wanted = match &arguments.reference.selector {
+        Some(Selector::Tag(tag)) => Wanted::Tag(tag.clone()),
+        Some(Selector::Digest(digest)) => Wanted::Digest(*digest),
+        None => Wanted::Tag("latest".parse()?),
+    };
+    let at = arguments.remote.open(&arguments.reference).await?;
+    let (registry, repository) = (at.endpoint.registry.to_string(), at.repository.to_string());
+    let way = Arc::new(Way { endpoint: at.endpoint, repository: at.repository });
+    let spinner = output::spinner(format!("resolving {registry}/{repository}"));
+    let store = {
+        let root = work.path().join("store");
+        blocking::io(move || Store::open(&root)).await?
+    };
+    let puller = Puller::new(store.clone(), at.client)?;
+    let found = puller.resolve(&way, &wanted, false, at.budget).await?;
+    let manifest = puller.manifest(&way, &found, at.budget).await?;
+    if let Some(warning) = &manifest.warning {
+        eprintln!("warning: {warning}");
+    }
+    let chosen = choose::choose(&manifest.manifest, &Choice { all_layers_of_images: true, ..Choice::default() })?;
+    let mut layers = Vec::new();
+    for (n, layer) in chosen.layers.iter().enumerate() {
+        let size = output::bytes(layer.size);
+        spinner.set_message(format!("pulling layer {} of {}, {size}", n + 1, chosen.layers.len()));
+        let (blob, _) = puller.blob(&way, layer, at.budget).await?;
+        layers.push(blob);
+    }
+    spinner.set_message("unpacking");
+    let tree = work.path().join("tree");
+    let (files, dropped) = {
+        let (tree, spool) = (tree.clone(), store.root().join("spool"));
+        blocking::cpu(move || -> anyhow::Result<_> {
+            let digests: Vec<Digest> = layers.iter().map(|l| l.digest()).collect();
+            let unpacked = build::unpack(&layers, chosen.image, Ignoring::Nothing, Caps::default(), Some(&spool))
+                .map_err(|e| e.of(&digests))?;
+            fs::create_dir(&tree)?;
+            let directory = cap_std::fs::Dir::open_ambient_dir(&tree, cap_std::ambient_authority())?;
+            unpacked.tree.write_plain(&directory)?;
+            let files = unpacked.tree.nodes().iter().filter(|n| !n.is_dir()).count();
+            Ok((files, unpacked.dropped))
+        })
+        .await?
+    };
+    let digest = found.digest;
+    blocking::io(move || put_in_place(&tree, &target, &digest)).await?;
+    spinner.finish_and_clear();
+    if dropped > 0 {
+        eprintln!("warning: left {dropped} entries out: symlinks, and of an image also devices, fifos and sockets");
+    }
+    let annotation = |name: &str| {
+        manifest.manifest.annotations.get(&format!("org.opencontainers.image.{name}")).cloned().unwrap_or_default()
+    };
+    let (source, revision) = (annotation("source"), annotation("revision"));
+    let shown = arguments.output.display().to_string();
+    if arguments.format != Format::Table {
+        let pulled = json!({
+            "url": format!("oci://{registry}/{repository}@{digest}"),
+            "digest": digest, "source": source, "revision": revision, "output": shown, "files": files,
+        });
+        return output::print_document(&pulled, arguments.format);
+    }
+    println!("pulled oci://{registry}/{repository}@{digest} into {shown}, {files} files");
+    for (name, value) in [("source", source), ("revision", revision)] {
+        if !value.is_empty() {
+            println!("{name}: {}", value.escape_debug());
+        }
+    }
+    Ok(())
+}
+
+/// A directory with content that no pull put there is somebody's.
+fn refuse_what_is_not_ours(target: &Path, force: bool) -> anyhow::Result<()> {
+    let metadata = match fs::symlink_metadata(target) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.with_context(|| format!("cannot look at {}", target.display()))?,
+    };
+    if !metadata.is_dir() {
+        bail!("{} exists and is not a directory; name another", target.display());
+    }
+    let is_empty = fs::read_dir(target).with_context(|| format!("cannot read {}", target.display()))?.next().is_none();
+    if is_empty || force || has_mark(target) {
+        return Ok(());
+    }
+    bail!("{} is not empty and was not made by a pull; name another directory, or give --force to replace it", target.display())
+}
+
+fn has_mark(directory: &Path) -> bool {
+    let mut value = [0u8; 256];
+    rustix::fs::getxattr(directory, MARK, &mut value[..]).is_ok_and(|len| len > 0)
+}
+
+/// Puts `tree` where `target` is, in one step, and removes what was there.
+fn put_in_place(tree: &Path, target: &Path, digest: &Digest) -> anyhow::Result<()> {
+    // Where the filesystem keeps no attributes, the next pull asks for --force.
+    let _ = rustix::fs::setxattr(tree, MARK, digest.to_string().as_bytes(), XattrFlags::empty());
+    let context = || format!("cannot put the contents in place at {}", target.display());
+    if !target.exists() {
+        return fs::rename(tree, target).with_context(context);
+    }
+    let path = |p: &Path| CString::new(p.as_os_str().as_bytes());
+    let (from, to) = (path(tree)?, path(target)?);
+    match rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::EXCHANGE) {
+        // What was there lies in the working directory now, and goes with it.
+        Ok(()) => Ok(()),
+        Err(error) => Err(std::io::Error::from(error)).with_context(context),
+    }
 }

@@ -1,6 +1,6 @@
 //! `larder push`
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{io::Read as _, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
@@ -10,9 +10,9 @@ use super::{
     remote::{Opened, Remote, reference},
 };
 use crate::{
-    artifact::pack::{self, Packed},
+    artifact::pack::{self, ArtifactKind, Compression, Input, Packed},
     blocking,
-    oci::{Reference, Selector},
+    oci::{Reference, Selector, media_type},
 };
 
 /// Package a directory or file and push it
@@ -36,10 +36,10 @@ pub struct Arguments {
     annotations: Vec<(String, String)>,
     /// Flux's media types, or a plain OCI image that Argo CD and image volumes take
     #[arg(long, value_enum, default_value_t)]
-    artifact: pack::Artifact,
+    artifact: ArtifactKind,
     /// How the layer is compressed
     #[arg(long, value_enum, default_value_t)]
-    compression: pack::Compression,
+    compression: Compression,
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -64,20 +64,25 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let spinner = output::spinner(format!("packaging {}", arguments.path.display()));
     let options = pack::Options {
-        artifact: arguments.artifact,
+        kind: arguments.artifact,
         compression: arguments.compression,
         source: arguments.source.clone(),
         revision: arguments.revision.clone(),
-        annotations: arguments.annotations.iter().cloned().collect::<BTreeMap<_, _>>(),
+        annotations: arguments.annotations.iter().cloned().collect(),
+        ..pack::Options::default()
     };
     let path = arguments.path.clone();
-    let packed = blocking::io(move || match path.to_str() {
-        Some("-") => pack::pack_reader(std::io::stdin().lock(), &options),
-        _ => pack::pack_path(&path, &options),
+    let packed = blocking::io(move || {
+        if path.as_os_str() != "-" {
+            return pack::pack(Input::Path(&path), &options).map_err(anyhow::Error::from);
+        }
+        let mut text = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut text).context("cannot read stdin")?;
+        Ok(pack::pack(Input::Stdin(&text), &options)?)
     });
     let packed = packed.await.with_context(|| format!("cannot package {}", arguments.path.display()))?;
-    if packed.skipped_symlinks > 0 {
-        eprintln!("warning: left {} symlinks out; an artifact holds files and directories only", packed.skipped_symlinks);
+    if packed.left_out > 0 {
+        eprintln!("warning: left {} entries out: symlinks and special files; an artifact holds none", packed.left_out);
     }
     let at = arguments.remote.open(&arguments.reference).await?;
     spinner.set_message(format!("pushing {} to {}/{}", output::bytes(packed.layer.len() as u64), at.endpoint.registry, at.repository));
@@ -96,8 +101,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 /// Uploads config, layer and manifest, in the order that no reader ever sees a manifest without its blobs.
 pub async fn upload(at: &Opened, packed: &Packed, to: &Selector) -> anyhow::Result<()> {
     let (client, endpoint, repository, budget) = (&at.client, &at.endpoint, &at.repository, at.budget);
-    client.push_blob(endpoint, repository, &packed.config_digest, packed.config.clone(), budget).await?;
-    client.push_blob(endpoint, repository, &packed.layer_digest, packed.layer.clone(), budget).await?;
-    client.push_manifest(endpoint, repository, to, packed.media_type, packed.manifest.clone(), budget).await?;
+    for (descriptor, bytes) in [(&packed.config_descriptor, &packed.config), (&packed.layer_descriptor, &packed.layer)] {
+        client.push_blob(endpoint, repository, &descriptor.digest, bytes.clone().into(), budget).await?;
+    }
+    let manifest = packed.manifest.clone().into();
+    client.push_manifest(endpoint, repository, to, media_type::OCI_MANIFEST, manifest, budget).await?;
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! `larder quickstart`: the whole story on one machine.
 
 use std::{
-    collections::BTreeMap,
     io::Read as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -17,7 +16,7 @@ use crate::{
     blocking,
     config::{Address, Config, Settings, Surroundings},
     digest::Digest,
-    node::Node,
+    node::{self, Node},
     oci::{Reference, Selector},
     registry::{Budget, Client, Credentials, Endpoint, Transport},
     shutdown, telemetry,
@@ -87,7 +86,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let config = Config::resolve(settings, Settings::default(), &Surroundings::default())?;
     telemetry::init(telemetry::LogFormat::Text, Some("warn"))?;
-    let node = Node::start(config, listening).await?;
+    let node = Node::start(config, node::Surroundings::of_this_process()?, listening).await?;
     let story = tell(&node, objects.path()).await;
     if story.is_ok() && arguments.keep {
         println!("\nServing on; Ctrl-C ends it. Try, in another terminal:");
@@ -123,8 +122,8 @@ async fn tell(node: &Node, objects: &Path) -> anyhow::Result<()> {
         teller.step(format_args!("fetched the {}'s artifact, its digest is right", text(&source["kind"])));
         teller.detail(url);
     }
-    let (file, rendered) = rendered(node, &server, &format!("v1.0.0@{first}"), IMAGES[0]).await?;
-    teller.step(format_args!("rendered the Kustomization: {} lines in {}", rendered.lines().count(), file.display()));
+    let (file, yaml) = rendered(node, &server, &format!("v1.0.0@{first}"), IMAGES[0]).await?;
+    teller.step(format_args!("rendered the Kustomization: {} lines in {}", yaml.lines().count(), file.display()));
 
     let second = push_version(&registry, folder.path(), "v1.0.1", IMAGES[1]).await?;
     teller.step("pushed v1.0.1, and named it in the GitRepository; the OCIRepository follows its range of versions");
@@ -160,11 +159,10 @@ async fn push_version(registry: &str, folder: &Path, tag: &str, image: &str) -> 
     let options = pack::Options {
         source: Some("https://example.com/my-app-config".into()),
         revision: Some(tag.into()),
-        annotations: BTreeMap::new(),
         ..pack::Options::default()
     };
     let from = folder.to_path_buf();
-    let packed = blocking::io(move || pack::pack_path(&from, &options)).await?;
+    let packed = blocking::io(move || pack::pack(pack::Input::Path(&from), &options)).await?;
     let reference = Reference::parse(&format!("oci://{registry}/my-app-config:{tag}"))?;
     let transport = Transport { plain_http: true, allow_loopback: true, ..Transport::default() };
     let at = remote::Opened {

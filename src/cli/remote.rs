@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use crate::{
     objects::FluxDuration,
     oci::{Reference, Repository},
-    registry::{self, Budget, Client, Credentials, Endpoint, Transport, docker_config},
+    registry::{self, Budget, Client, Credentials, Endpoint, ProxyEnvironment, Transport, docker_config::DockerConfig},
     secret::Secret,
 };
 
@@ -73,9 +73,13 @@ impl Remote {
             allow_loopback: true,
             ..Transport::default()
         };
-        transport.check_tls().context("--ca")?;
         let credentials = self.credentials(reference).await?;
-        let client = Client::new(registry::Config::default())?;
+        let client = Client::new(registry::Config {
+            // So may a name that leads to it, such as localhost.
+            egress_allow: ["127.0.0.0/8", "::1/128"].map(String::from).to_vec(),
+            proxies: ProxyEnvironment::read(|name| std::env::var(name).ok()),
+            ..registry::Config::default()
+        })?;
         let endpoint = Endpoint { registry: reference.registry.clone(), transport, credentials };
         let budget = Budget { deadline: Instant::now() + self.timeout(), requested: true };
         Ok(Opened { client, endpoint, repository: reference.repository.clone(), budget })
@@ -101,11 +105,10 @@ impl Remote {
             };
             return Ok(Credentials::Basic { username: username.into(), password: Secret::new(password) });
         }
-        let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
-        let directory = environment("DOCKER_CONFIG").or_else(|| environment("HOME").map(|home| home.join(".docker")));
-        let Some(directory) = directory else { return Ok(Credentials::Anonymous) };
-        let found = docker_config::load(&directory, &reference.registry, &reference.repository).await?;
-        Ok(found.unwrap_or_default())
+        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let (directory, home) = (variable("DOCKER_CONFIG"), variable("HOME"));
+        let config = DockerConfig::load(directory.as_deref(), home.as_deref()).await?;
+        Ok(config.lookup_with_helpers(&reference.registry, &reference.repository).await?)
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     config::{self, Config, Settings, Surroundings},
-    node::Node,
+    node::{self, Node},
     shutdown, telemetry,
 };
 
@@ -34,7 +34,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         home: variable("HOME"),
     };
     let config = Config::resolve(arguments.settings, file, &surroundings)?;
-    telemetry::init(config.log_format.into(), std::env::var("LARDER_LOG").ok().as_deref())?;
+    telemetry::init(config.log_format, std::env::var("LARDER_LOG").ok().as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(config));
     runtime.shutdown_background();
@@ -44,7 +44,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let signals = shutdown::Signals::catch()?;
     let (trigger, listening) = shutdown::channel();
-    let node = Node::start(config, listening).await?;
+    let node = Node::start(config, node::Surroundings::of_this_process()?, listening).await?;
     let mut out = std::io::stdout();
     writeln!(out, "{}", node.ready_line())?;
     out.flush()?;

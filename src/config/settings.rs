@@ -6,8 +6,8 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::values::{Address, Advertise, ByteSize, Cidr, HostPort, LogFormat, MirrorListen, UpstreamFlag};
-use crate::objects::FluxDuration;
+use super::values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag};
+use crate::{objects::FluxDuration, telemetry::LogFormat};
 
 /// The settings of `larder serve`. Absent ones have their default.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize, JsonSchema)]

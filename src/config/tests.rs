@@ -155,7 +155,7 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
         ("store: {maxBytes: 10XB}\n", 1, "10XB"),
         ("egressDeny: [10.0.0.0/33]\n", 1, "10.0.0.0/33"),
         ("data: /a\ndata: /b\n", 2, "data"),
-        ("data: [\n", 2, ""),
+        ("data: [\n", 1, ""),
     ] {
         let errors = check(text).unwrap_err();
         assert_eq!((errors.errors.len(), errors.errors[0].line), (1, Some(line)), "{text:?}: {errors}");

@@ -307,14 +307,3 @@ impl JsonSchema for ByteSize {
         })
     }
 }
-
-/// How logs are written to stderr.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One object a line.
-    Json,
-}

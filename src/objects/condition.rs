@@ -106,7 +106,7 @@ pub trait Conditions {
     );
 
     /// Takes a condition away; whether it was there.
-    fn remove(&mut self, kind: &str) -> bool;
+    fn delete(&mut self, kind: &str) -> bool;
 
     /// Whether the condition is there and True.
     fn is_true(&self, kind: &str) -> bool {
@@ -165,7 +165,7 @@ impl Conditions for Vec<Condition> {
         if kind == READY { self.insert(0, condition) } else { self.push(condition) }
     }
 
-    fn remove(&mut self, kind: &str) -> bool {
+    fn delete(&mut self, kind: &str) -> bool {
         let before = self.len();
         self.retain(|c| c.kind != kind);
         self.len() != before
@@ -216,8 +216,8 @@ mod tests {
         list.set(FETCH_FAILED, Unknown, "X", "", 2, at(61));
         assert_eq!(list.find(FETCH_FAILED).unwrap().last_transition_time, "1970-01-01T00:01:01Z");
         assert!(!list.is_true(FETCH_FAILED));
-        assert!(list.remove(FETCH_FAILED));
-        assert!(!list.remove(FETCH_FAILED));
+        assert!(list.delete(FETCH_FAILED));
+        assert!(!list.delete(FETCH_FAILED));
         assert_eq!(list, []);
     }
 

@@ -7,7 +7,7 @@
 //! one stays. As long as a file holds a document of which it is not clear what it is about, nothing of that file is
 //! taken for deleted.
 //!
-//! **Changes** are seen by inotify, and by looking at every file's stamp each [`POLL`] where inotify sees nothing (a
+//! **Changes** are seen by inotify, and by looking at every file's stamp each 10 s where inotify sees nothing (a
 //! link that is swapped above DIR, a network file system). A burst of events is one load.
 //!
 //! **Format.** One record an object, `<data>/objects/<kind>/<namespace>/<name>.json`: metadata with the generation, the
@@ -51,7 +51,7 @@ use super::{
     manifest::{Content, DependencyKind},
     schema,
 };
-use crate::blocking;
+use crate::{blocking, digest::Digest};
 
 /// How often the files' stamps are looked at, whatever inotify says: 1,000 files take about 2 ms.
 const POLL: Duration = Duration::from_secs(10);
@@ -67,6 +67,15 @@ const QUEUE: usize = 1024;
 
 /// Records that are written at once: enough for a file system to put them into one commit.
 const WRITERS: usize = 16;
+
+/// The digests of all artifacts that kept statuses under `data` name, for a collection while no daemon runs.
+///
+/// # Errors
+/// What the disk says.
+pub fn kept_artifacts(data: &Path) -> std::io::Result<Vec<Digest>> {
+    let records = Records::new(data).load()?;
+    Ok(records.into_iter().filter_map(|(_, record)| record.status.artifact.map(|a| a.digest)).collect())
+}
 
 /// The objects of a directory. Dropping it ends the watching.
 pub struct Directory {
@@ -309,7 +318,7 @@ impl Inner {
         let skip: HashSet<Key> = fresh.iter().map(|(key, _)| key.clone()).collect();
         let records = self.records.clone();
         let failed = blocking::io(move || {
-            fresh.iter().filter_map(|(key, record)| records.write(key, record, false).err()).last()
+            fresh.iter().fold(None, |failed, (key, record)| records.write(key, record, false).err().or(failed))
         })
         .await;
         let mut failure = failed.map(|source| source.to_string());

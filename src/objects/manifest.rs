@@ -46,6 +46,7 @@ impl std::fmt::Display for Identity {
 
 /// What a document says.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every value is of the largest variant")]
 pub enum Content {
     /// One of Flux's objects.
     Object {
@@ -66,6 +67,7 @@ pub enum Content {
 
 /// One thing that a document declares.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every value is of the largest variant")]
 pub enum Declared {
     /// This.
     Item {
@@ -200,7 +202,9 @@ fn read_one(document: &Value, list_kind: Option<&str>, list_version: Option<&str
         annotations: strings("annotations"),
         ..Metadata::default()
     };
-    let warnings = findings.unknown.iter().map(|path| format!("{path}: unknown, not used")).collect();
+    // Fields of an object that is left alone are others' business.
+    let unknown = findings.unknown.iter().filter(|_| spec.is_ours());
+    let warnings = unknown.map(|path| format!("{path}: unknown, not used")).collect();
     Declared::Item { identity, content: Content::Object { metadata, spec, raw_spec }, warnings }
 }
 
@@ -419,5 +423,14 @@ mod tests {
         };
         assert_eq!(warnings, ["spec.recurseSubmodules: unknown, not used"]);
         assert_eq!(raw_spec["recurseSubmodules"], true);
+        // What is left alone is not commented upon.
+        let document = object(
+            "source.toolkit.fluxcd.io/v1",
+            "GitRepository",
+            json!({"name": "a"}),
+            json!({"url": "https://h/r", "interval": "1m", "recurseSubmodules": true}),
+        );
+        let Declared::Item { warnings, .. } = one(document) else { panic!() };
+        assert_eq!(warnings, [] as [&str; 0]);
     }
 }

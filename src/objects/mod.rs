@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use condition::{Condition, ConditionStatus, Conditions};
-pub use directory::Directory;
+pub use directory::{Directory, kept_artifacts};
 pub use duration::FluxDuration;
 pub use kustomization::KustomizationSpec;
 pub use source::{GitRepositorySpec, HelmChartSpec, HelmRepositorySpec, OciRepositorySpec};

@@ -256,7 +256,7 @@ mod tests {
     fn finds_what_an_api_server_would() {
         let table: &[(Kind, Value, &[&str])] = &[
             (Kind::OCIRepository, json!({"url": "oci://h/r", "interval": "1m"}), &[]),
-            (Kind::OCIRepository, json!({}), &["spec.interval: required", "spec.url: required"]),
+            (Kind::OCIRepository, json!({}), &["spec.url: required", "spec.interval: required"]),
             (Kind::OCIRepository, json!([]), &["spec: must be a mapping, is a list"]),
             (
                 Kind::OCIRepository,

@@ -189,20 +189,27 @@ pub fn as_source(object: &Object) -> Option<SourceView<'_>> {
     }
 }
 
+impl Spec {
+    /// Whether it is Larder's: a GitRepository without an `oci://` URL and a HelmRepository of another type than `oci`
+    /// are left strictly alone.
+    pub fn is_ours(&self) -> bool {
+        match self {
+            Self::GitRepository(spec) => spec.url.starts_with("oci://"),
+            Self::HelmRepository(spec) => spec.kind.as_deref() == Some("oci"),
+            _ => true,
+        }
+    }
+}
+
 impl Object {
     /// The token of the last requested pass.
     pub fn requested_at(&self) -> Option<&str> {
         self.metadata.annotations.get(REQUESTED_AT).map(String::as_str).filter(|v| !v.is_empty())
     }
 
-    /// Whether the object is Larder's: a GitRepository without an `oci://` URL and a HelmRepository of another type
-    /// than `oci` are left strictly alone.
+    /// Whether the object is Larder's, see [`Spec::is_ours`].
     pub fn is_ours(&self) -> bool {
-        match &self.spec {
-            Spec::GitRepository(spec) => spec.url.starts_with("oci://"),
-            Spec::HelmRepository(spec) => spec.kind.as_deref() == Some("oci"),
-            _ => true,
-        }
+        self.spec.is_ours()
     }
 
     /// `spec.suspend`.

@@ -1,6 +1,39 @@
 //! References: `[oci://]HOST[:PORT]/REPOSITORY[:TAG][@DIGEST]`, and the parts of them.
+//!
+//! A value of one of these types is valid and written in one way only: hosts in lower case, IP addresses canonical,
+//! `docker.io` under that name. Repository names and tags follow distribution-spec 1.1 ("Pulling manifests"), names
+//! without a host follow docker: a first part without a dot or colon that is not `localhost` belongs to `docker.io`, and
+//! a name of one part there is `library/…`. Errors never repeat what might be a password: nothing around an `@` is
+//! echoed.
+//!
+//! Pure values without state; every parser is linear in its input and never panics.
 
-use crate::digest::Digest;
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{
+    class::Class,
+    digest::{Digest, DigestError},
+};
+
+/// The name that all of Docker Hub's hosts go by.
+pub const DOCKER_HUB: &str = "docker.io";
+/// The host that answers Docker Hub's API.
+pub const DOCKER_HUB_API: &str = "registry-1.docker.io";
+/// The longest host, in bytes (RFC 1035, section 2.3.4, without the root's dot).
+pub const MAX_HOST_BYTES: usize = 253;
+/// The longest repository name, in bytes: what clients keep to, as distribution-spec 1.1 notes.
+pub const MAX_REPOSITORY_BYTES: usize = 255;
+/// The longest tag, in bytes (distribution-spec 1.1).
+pub const MAX_TAG_BYTES: usize = 128;
+/// The longest reference looked at, in bytes: the longest parts of all, `oci://` and room for slashes.
+pub const MAX_REFERENCE_BYTES: usize = 1024;
 
 /// A registry as it is named: `docker.io`, `ghcr.io`, `127.0.0.1:5000`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,8 +72,86 @@ pub struct Reference {
 
 /// Why a text is not a reference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("todo")]
-pub struct ReferenceError;
+pub enum ReferenceError {
+    /// Nothing there.
+    #[error("the reference is empty: write oci://HOST/REPOSITORY")]
+    Empty,
+    /// Too long to be one.
+    #[error("the reference has {0} bytes, at most {MAX_REFERENCE_BYTES} make sense")]
+    TooLong(usize),
+    /// An object's `url` without `oci://`, or another scheme.
+    #[error("URL must be in format 'oci://<domain>/<org>/<repo>'")]
+    Scheme,
+    /// Spaces, control characters or anything outside ASCII.
+    #[error("a reference has only printable ASCII characters; this has one that is not at byte {0}")]
+    Character(usize),
+    /// A query or a fragment.
+    #[error("a reference has no {0:?} part: remove it and what follows")]
+    QueryOrFragment(char),
+    /// `user:password@host`, or an `@` without a digest behind it.
+    #[error(
+        "what follows '@' is not a digest (sha256:… or sha512:…), and credentials do not belong in a reference: \
+         give them through a Secret, the Docker config or --creds"
+    )]
+    UserInfo,
+    /// A tag in an object's `url`.
+    #[error("URL must not contain a tag; remove ':{0}' and set it in spec.ref.tag")]
+    TagInUrl(String),
+    /// A digest in an object's `url`.
+    #[error("URL must not contain a digest; remove '@{0}' and set it in spec.ref.digest")]
+    DigestInUrl(Digest),
+    /// A host that is none.
+    #[error("{host:?} is not a host name: {reason}")]
+    Host {
+        /// The host, cut short.
+        host: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// An IPv4 address in a spelling that different programs read differently.
+    #[error(
+        "{0:?} is a number or an IP address in an odd spelling: write four decimal numbers such as 127.0.0.1 \
+         (a Docker Hub name goes after docker.io/)"
+    )]
+    OddAddress(String),
+    /// A port that is none.
+    #[error("the port of host {host:?} is not a number from 1 to 65535")]
+    Port {
+        /// The host, cut short.
+        host: String,
+    },
+    /// A registry, but no repository.
+    #[error("{0:?} names a registry but no repository: write {0}/REPOSITORY (for Docker Hub docker.io/library/NAME)")]
+    NoRepository(String),
+    /// A repository name outside the grammar.
+    #[error("{name:?} is not a repository name: {reason}")]
+    Repository {
+        /// The name, cut short.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A tag outside the grammar.
+    #[error(
+        "{0:?} is not a tag: up to {MAX_TAG_BYTES} letters, digits, '_', '.' and '-', not beginning with '.' or '-'"
+    )]
+    Tag(String),
+    /// A digest that is none.
+    #[error("the reference's digest is wrong")]
+    Digest(#[source] DigestError),
+}
+
+impl ReferenceError {
+    /// The class of failure.
+    pub fn class(&self) -> Class {
+        Class::Spec
+    }
+}
+
+/// At most 100 characters of a foreign text, for a message.
+fn short(text: &str) -> String {
+    text.chars().take(100).collect()
+}
 
 impl Registry {
     /// The host without its port, as named: lower case; an IPv6 literal in brackets.
@@ -53,22 +164,116 @@ impl Registry {
         self.port
     }
 
-    /// The host[:port] that answers the API: `docker.io` is served by `registry-1.docker.io`.
+    /// Docker Hub.
+    pub fn docker_hub() -> Self {
+        Self { host: DOCKER_HUB.to_string(), port: None }
+    }
+
+    /// Whether this is Docker Hub.
+    pub fn is_docker_hub(&self) -> bool {
+        self.host == DOCKER_HUB && self.port.is_none()
+    }
+
+    /// The `host[:port]` that answers the API: `docker.io` is served by `registry-1.docker.io`.
     pub fn api_authority(&self) -> String {
-        todo!()
+        if self.is_docker_hub() { DOCKER_HUB_API.to_string() } else { self.to_string() }
+    }
+
+    /// The address, if the host is one and not a name.
+    pub fn ip_literal(&self) -> Option<IpAddr> {
+        match self.host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Some(v6) => v6.parse().ok().map(IpAddr::V6),
+            None => self.host.parse().ok().map(IpAddr::V4),
+        }
+    }
+
+    /// Whether the host is a loopback address, written as an address (`localhost` is a name). An IPv4 address mapped
+    /// into IPv6 counts as what it reaches.
+    pub fn is_loopback_literal(&self) -> bool {
+        self.ip_literal().is_some_and(|ip| ip.to_canonical().is_loopback())
     }
 }
 
-impl std::str::FromStr for Registry {
+/// Whether programs that read hosts as URLs do (WHATWG URL, "ends in a number checker") would take `label` for a number.
+fn is_numeric_label(label: &str) -> bool {
+    let hex = label.strip_prefix("0x").or_else(|| label.strip_prefix("0X"));
+    let digits = label.bytes().all(|b| b.is_ascii_digit());
+    hex.map_or(digits && !label.is_empty(), |hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+impl FromStr for Registry {
     type Err = ReferenceError;
+
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        let _ = text;
-        todo!()
+        if text.contains('@') {
+            return Err(ReferenceError::UserInfo);
+        }
+        let (host, port) = match text.strip_prefix('[') {
+            Some(inner) => {
+                let wrong = |reason| ReferenceError::Host { host: short(text), reason };
+                let (address, rest) = inner.split_once(']').ok_or_else(|| wrong("the bracket is not closed"))?;
+                let address: Ipv6Addr =
+                    address.parse().map_err(|_| wrong("in brackets stands an IPv6 address without a zone"))?;
+                let port = match rest.strip_prefix(':') {
+                    Some(port) => Some(port),
+                    None if rest.is_empty() => None,
+                    None => return Err(wrong("only a port may follow the bracket")),
+                };
+                (format!("[{address}]"), port)
+            }
+            None => match text.split_once(':') {
+                Some((host, port)) => (checked_host(host)?, Some(port)),
+                None => (checked_host(text)?, None),
+            },
+        };
+        let port = match port {
+            None => None,
+            Some(text) => {
+                let digits = text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit());
+                let number = text.parse::<u16>().ok().filter(|n| digits && *n != 0);
+                Some(number.ok_or_else(|| ReferenceError::Port { host: short(&host) })?)
+            }
+        };
+        // Only the default port says nothing; Docker Hub on another one is another server.
+        let hub = matches!(host.as_str(), DOCKER_HUB | "index.docker.io" | DOCKER_HUB_API);
+        if hub && matches!(port, None | Some(443)) {
+            return Ok(Self::docker_hub());
+        }
+        Ok(Self { host, port })
     }
 }
 
-impl std::fmt::Display for Registry {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+fn checked_host(text: &str) -> Result<String, ReferenceError> {
+    let host = text.to_ascii_lowercase();
+    let wrong = |reason| ReferenceError::Host { host: short(text), reason };
+    if host.is_empty() {
+        return Err(wrong("it is empty"));
+    }
+    if host.len() > MAX_HOST_BYTES {
+        return Err(wrong("it is longer than 253 characters"));
+    }
+    for label in host.split('.') {
+        if label.is_empty() {
+            return Err(wrong("a part between dots is empty"));
+        }
+        if label.len() > 63 {
+            return Err(wrong("a part between dots is longer than 63 characters"));
+        }
+        if !label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+            return Err(wrong("it may hold letters, digits, '-' and '.'"));
+        }
+        if label.starts_with('-') || label.ends_with('-') {
+            return Err(wrong("a part between dots begins or ends with '-'"));
+        }
+    }
+    if host.rsplit('.').next().is_some_and(is_numeric_label) && host.parse::<Ipv4Addr>().is_err() {
+        return Err(ReferenceError::OddAddress(short(text)));
+    }
+    Ok(host)
+}
+
+impl fmt::Display for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
             Some(port) => write!(f, "{}:{port}", self.host),
             None => f.write_str(&self.host),
@@ -84,25 +289,95 @@ macro_rules! text_type {
                 &self.0
             }
         }
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
             }
         }
-        impl std::str::FromStr for $name {
-            type Err = ReferenceError;
-            fn from_str(text: &str) -> Result<Self, ReferenceError> {
-                let _ = text;
-                todo!()
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+        serde_as_text!($name);
+    };
+}
+
+macro_rules! serde_as_text {
+    ($name:ident) => {
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
             }
         }
     };
 }
+
 text_type!(Repository);
 text_type!(Tag);
+serde_as_text!(Registry);
+serde_as_text!(Selector);
+serde_as_text!(Reference);
 
-impl std::fmt::Display for Selector {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl FromStr for Repository {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let wrong = |reason| Err(ReferenceError::Repository { name: short(text), reason });
+        if text.is_empty() {
+            return wrong("it is empty");
+        }
+        if text.len() > MAX_REPOSITORY_BYTES {
+            return wrong("it is longer than 255 characters");
+        }
+        if text.bytes().any(|b| b.is_ascii_uppercase()) {
+            return wrong("it must be in lower case");
+        }
+        let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        if !text.bytes().all(|b| alphanumeric(b) || matches!(b, b'.' | b'_' | b'-' | b'/')) {
+            return wrong("it may hold lower-case letters, digits, '.', '_', '-' and '/'");
+        }
+        for part in text.split('/') {
+            if !part.starts_with(|c: char| c.is_ascii_alphanumeric())
+                || !part.ends_with(|c: char| c.is_ascii_alphanumeric())
+            {
+                return wrong("each part between slashes begins and ends with a letter or digit");
+            }
+            let separators = part.split(|c: char| c.is_ascii_alphanumeric());
+            if !separators.into_iter().all(|s| matches!(s, "" | "." | "_" | "__") || s.bytes().all(|b| b == b'-')) {
+                return wrong("between letters and digits stand one '.', one or two '_', or any number of '-'");
+            }
+        }
+        Ok(Self(text.to_string()))
+    }
+}
+
+impl FromStr for Tag {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let first = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        let fits = text.len() <= MAX_TAG_BYTES
+            && text.bytes().next().is_some_and(first)
+            && text.bytes().all(|b| first(b) || b == b'.' || b == b'-');
+        if fits { Ok(Self(text.to_string())) } else { Err(ReferenceError::Tag(short(text))) }
+    }
+}
+
+impl Repository {
+    /// The repository `name` below this one, as a chart lies below its HelmRepository.
+    pub fn join(&self, name: &str) -> Result<Self, ReferenceError> {
+        format!("{}/{name}", self.0).parse()
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tag(tag) => tag.fmt(f),
             Self::Digest(digest) => digest.fmt(f),
@@ -110,16 +385,155 @@ impl std::fmt::Display for Selector {
     }
 }
 
+impl FromStr for Selector {
+    type Err = ReferenceError;
+
+    /// A digest has a colon, a tag never.
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        if text.contains(':') {
+            text.parse().map(Self::Digest).map_err(ReferenceError::Digest)
+        } else {
+            text.parse().map(Self::Tag)
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    /// `HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]`, which [`Reference::parse`] takes back.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        match &self.selector {
+            None => Ok(()),
+            Some(Selector::Tag(tag)) => write!(f, ":{tag}"),
+            Some(Selector::Digest(digest)) => write!(f, "@{digest}"),
+        }
+    }
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        Self::parse(text)
+    }
+}
+
+/// A reference split, its parts not yet looked at except that none of them hides userinfo.
+struct Split<'a> {
+    name: &'a str,
+    tag: Option<&'a str>,
+    digest: Option<Digest>,
+}
+
+fn split(text: &str) -> Result<Split<'_>, ReferenceError> {
+    if text.is_empty() {
+        return Err(ReferenceError::Empty);
+    }
+    if text.len() > MAX_REFERENCE_BYTES {
+        return Err(ReferenceError::TooLong(text.len()));
+    }
+    if let Some(at) = text.bytes().position(|b| !b.is_ascii_graphic()) {
+        return Err(ReferenceError::Character(at));
+    }
+    let (text, digest) = match text.rsplit_once('@') {
+        None => (text, None),
+        Some((name, digest)) => {
+            // A password may hold anything, also something like a digest: whatever else has an '@' is not repeated.
+            let looks_right = digest.starts_with("sha256:") || digest.starts_with("sha512:");
+            if !looks_right || digest.contains('/') || name.contains('@') {
+                return Err(ReferenceError::UserInfo);
+            }
+            (name, Some(digest.parse().map_err(ReferenceError::Digest)?))
+        }
+    };
+    if let Some(c) = text.chars().find(|c| matches!(c, '?' | '#')) {
+        return Err(ReferenceError::QueryOrFragment(c));
+    }
+    // A colon after the last slash begins a tag; before it, a port.
+    let start = text.rfind('/').map_or(0, |slash| slash + 1);
+    let (name, tag) = match text[start..].find(':') {
+        // `[::1]` alone, or `localhost:5000`, is a registry; see `named`.
+        Some(_) if start == 0 && text.starts_with('[') => (text, None),
+        Some(colon) => (&text[..start + colon], Some(&text[start + colon + 1..])),
+        None => (text, None),
+    };
+    Ok(Split { name, tag, digest })
+}
+
+/// The registry and the repository that a name stands for.
+fn named(name: &str) -> Result<(Registry, Repository), ReferenceError> {
+    let looks_like_host = |part: &str| part.contains(['.', ':', '[']) || part.eq_ignore_ascii_case("localhost");
+    match name.split_once('/') {
+        None if looks_like_host(name) => Err(ReferenceError::NoRepository(short(name))),
+        None => Ok((Registry::docker_hub(), hub_repository(name)?)),
+        Some((first, rest)) if first.is_empty() || looks_like_host(first) => {
+            let registry: Registry = first.parse()?;
+            if rest.is_empty() {
+                return Err(ReferenceError::NoRepository(short(first)));
+            }
+            let repository = if registry.is_docker_hub() { hub_repository(rest)? } else { rest.parse()? };
+            Ok((registry, repository))
+        }
+        // Some programs would take this first part for an address.
+        Some((first, _)) if is_numeric_label(first) => Err(ReferenceError::OddAddress(short(first))),
+        Some(_) => Ok((Registry::docker_hub(), name.parse()?)),
+    }
+}
+
+fn hub_repository(name: &str) -> Result<Repository, ReferenceError> {
+    if name.contains('/') { name.parse() } else { format!("library/{name}").parse() }
+}
+
 impl Reference {
-    /// Parses a reference as commands take it: `oci://` in front is optional; with a tag and a digest the digest counts.
+    /// Parses a reference as commands take it: `oci://` in front is optional; with a tag and a digest the digest counts
+    /// (the tag must still be one).
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
-        let _ = text;
-        todo!()
+        let text = text.strip_prefix("oci://").unwrap_or(text);
+        if !text.contains('@') && text.contains("://") {
+            return Err(ReferenceError::Scheme);
+        }
+        let Split { name, tag, digest } = split(text)?;
+        let (registry, repository) = named(name)?;
+        let tag = tag.map(Tag::from_str).transpose()?;
+        let selector = digest.map(Selector::Digest).or(tag.map(Selector::Tag));
+        Ok(Self { registry, repository, selector })
     }
 
     /// Parses the `url` of an object: `oci://` is required, a tag or digest is refused (flux.md section 1.1, O1).
-    pub fn parse_object_url(text: &str) -> Result<Self, ReferenceError> {
-        let _ = text;
-        todo!()
+    /// Trailing slashes are dropped, as Flux does with a HelmRepository's.
+    pub fn parse_object_url(url: &str) -> Result<Self, ReferenceError> {
+        let text = url.strip_prefix("oci://").ok_or(ReferenceError::Scheme)?;
+        let Split { name, tag, digest } = split(text.trim_end_matches('/'))?;
+        if let Some(digest) = digest {
+            return Err(ReferenceError::DigestInUrl(digest));
+        }
+        if let Some(tag) = tag {
+            // `localhost:5000` and `[::1]:5000` are registries; only a number can be meant as a port.
+            let port = !name.contains('/') && !tag.is_empty() && tag.bytes().all(|b| b.is_ascii_digit());
+            return Err(if port {
+                ReferenceError::NoRepository(short(text.trim_end_matches('/')))
+            } else {
+                ReferenceError::TagInUrl(short(tag))
+            });
+        }
+        let (registry, repository) = named(name)?;
+        Ok(Self { registry, repository, selector: None })
+    }
+
+    /// The repository of a HelmChart: `chart` below its HelmRepository's `url`, which may be a registry alone.
+    pub fn parse_chart_url(url: &str, chart: &str) -> Result<Self, ReferenceError> {
+        let url = url.trim_end_matches('/');
+        // Checked alone, so that it cannot bring a tag or a host of its own.
+        let chart: Repository = chart.parse()?;
+        Self::parse_object_url(&format!("{url}/{chart}"))
+    }
+
+    /// As an object's `url` names it: `oci://HOST[:PORT]/REPOSITORY`.
+    pub fn object_url(&self) -> String {
+        format!("oci://{}/{}", self.registry, self.repository)
     }
 }
+
+#[cfg(test)]
+#[path = "reference_tests.rs"]
+mod tests;

@@ -17,7 +17,7 @@ use crate::{
     digest::Digest,
     flight::Flight,
     oci::{
-        Descriptor, Document, ImageManifest, ManifestError, Repository, Selector, Tag,
+        Descriptor, Document, ImageManifest, ManifestError, Registry, Repository, Selector, Tag,
         version::{TagPolicy, VersionError, select_chart},
     },
     registry::{Budget, Client, Endpoint, FetchedManifest, RegistryError, Sink, SinkError},
@@ -179,6 +179,11 @@ impl Puller {
     /// The marks of who fetched what.
     pub fn grants(&self) -> &Grants {
         &self.grants
+    }
+
+    /// Whether a registry of this name may be contacted at all, as far as the name tells; else why not.
+    pub fn permits(&self, registry: &Registry) -> Result<(), &'static str> {
+        self.client.permits(registry)
     }
 
     /// Finds out where `wanted` leads. With something `held` for it a HEAD asks whether it moved, and a GET only if that

@@ -15,7 +15,7 @@ use crate::{
     },
     oci::{Reference, ReferenceError, media_type, version::exact_chart_tag},
     pull::{Target, Wanted, Way},
-    registry::{Credentials, Endpoint, Proxy, Transport, docker_config::DockerConfig},
+    registry::{Credentials, Endpoint, Proxy, Transport, docker_config},
     secret::Secret,
 };
 
@@ -191,7 +191,6 @@ async fn helm_chart(
     };
     let wanted = helm::WantedChart {
         name: spec.chart.rsplit('/').next().unwrap_or(&spec.chart).to_string(),
-        generation: object.metadata.generation,
         values: (!spec.values_files.is_empty()).then(|| helm::Values {
             files: spec.values_files.clone(),
             ignore_missing: spec.ignore_missing_values_files,
@@ -208,8 +207,9 @@ async fn common(
     chart: Option<helm::WantedChart>,
 ) -> Result<Desired, Refused> {
     let reference = asked.reference.clone().map_err(|e| Refused::url(&e))?;
-    if let Some(why) = shared.config.addresses.refuses_name(&reference.registry) {
-        return Err(Refused::spec("URLInvalid", Class::Policy, format!("spec.url: {why}")));
+    if let Err(why) = shared.puller.permits(&reference.registry) {
+        let message = format!("spec.url: {} must not be contacted: {why}", reference.registry);
+        return Err(Refused::spec("URLInvalid", Class::Policy, message));
     }
     if asked.verify {
         let message = "spec.verify: this version checks no signatures; remove spec.verify, or use one that does";
@@ -292,9 +292,10 @@ async fn credentials(
         };
         let data = |key: &str| secret.data.get(key);
         if let Some(config) = data(".dockerconfigjson") {
-            let config = DockerConfig::parse(config.expose().as_bytes())
+            let config = docker_config::parse(config.expose().as_bytes())
                 .map_err(|e| named(&format!("has a .dockerconfigjson that cannot be used: {e}")))?;
-            if let Some(found) = config.lookup(&reference.registry, &reference.repository) {
+            let found = config.lookup(&reference.registry, &reference.repository);
+            if found != Credentials::Anonymous {
                 return Ok(Some(found));
             }
         } else if asked.plain_secret && (data("username").is_some() || data("password").is_some()) {
@@ -349,7 +350,7 @@ async fn certificates(
     if transport.ca.is_none() && transport.client_certificate.is_none() {
         return Err(wrong("has none of ca.crt, and tls.crt with tls.key"));
     }
-    transport.check_tls().map_err(|e| wrong(&format!("cannot be used: {e}")))
+    Ok(())
 }
 
 async fn proxy(shared: &Arc<Shared>, object: &Object, asked: &Asked<'_>) -> Result<Option<Proxy>, Refused> {
@@ -360,7 +361,7 @@ async fn proxy(shared: &Arc<Shared>, object: &Object, asked: &Asked<'_>) -> Resu
         Refused::authentication(format!("{place} {what}"))
     };
     let address = secret.data.get("address").ok_or_else(|| wrong("has no address"))?;
-    let mut proxy = Proxy::parse(address.expose()).map_err(|e| wrong(&format!("has an address that cannot be used: {e}")))?;
+    let mut proxy = Proxy { address: address.expose().to_string(), credentials: None };
     if let Some(username) = secret.data.get("username") {
         let password = secret.data.get("password").cloned().unwrap_or_else(|| Secret::new(""));
         proxy.credentials = Some((username.expose().to_string(), password));

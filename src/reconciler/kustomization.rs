@@ -181,7 +181,7 @@ async fn bring(
     let root = shared.puller.store().root().to_path_buf();
     let contents =
         root.join("source").join(source_namespace).join(&spec.source_ref.name).join(artifact.digest.hex()).join("contents");
-    let (of, program) = (Arc::clone(object), shared.config.kustomize_program.clone());
+    let (of, rendering) = (Arc::clone(object), shared.config.rendering.clone());
     let limit = timeout(spec);
     let work = blocking::io(move || {
         let Spec::Kustomization(spec) = &of.spec else { unreachable!("only Kustomizations come here") };
@@ -191,7 +191,9 @@ async fn bring(
             spec,
             root: contents,
             scratch: root.join("spool"),
-            program,
+            program: rendering.program,
+            search: rendering.search,
+            launcher: rendering.launcher,
         })
         .map_err(Blocked::Render)?;
         write(&rendered_file(&root, &of.key), &rendered).map_err(Blocked::Write)?;
@@ -279,8 +281,8 @@ fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<
     let conditions = &mut status.conditions;
     let (reason, message, stalled) = match result {
         Ok(artifact) => {
-            conditions.remove(kinds::RECONCILING);
-            conditions.remove(kinds::STALLED);
+            conditions.delete(kinds::RECONCILING);
+            conditions.delete(kinds::STALLED);
             let message = format!("Applied revision: {}", artifact.revision);
             conditions.set(kinds::READY, ConditionStatus::True, "ReconciliationSucceeded", &message, generation, now);
             status.observed_generation = generation;
@@ -298,11 +300,11 @@ fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<
         }
     };
     if stalled {
-        conditions.remove(kinds::RECONCILING);
+        conditions.delete(kinds::RECONCILING);
         conditions.set(kinds::STALLED, ConditionStatus::True, reason, &message, generation, now);
         status.observed_generation = generation;
     } else {
-        conditions.remove(kinds::STALLED);
+        conditions.delete(kinds::STALLED);
         let retrying = "reconciliation failed, will be tried again";
         conditions.set(kinds::RECONCILING, ConditionStatus::True, "ProgressingWithRetry", retrying, generation, now);
     }

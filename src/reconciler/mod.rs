@@ -18,6 +18,7 @@ pub mod source;
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -27,11 +28,12 @@ use serde_json::Value;
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::{
+    apply::confine::Launcher,
     artifact::{build::Caps, publish::Published},
     blocking,
     flight::Flight,
     metrics,
-    objects::{Backend, Change, Event, Key, Kind, Object, Spec, Status},
+    objects::{Backend, BoxFuture, Change, Event, Key, Kind, Object, Spec, Status},
     oci::Registry,
     pull::Puller,
     shutdown::Shutdown,
@@ -55,8 +57,19 @@ pub struct Config {
     pub retention_records: usize,
     /// Caps on what layers may expand to.
     pub caps: Caps,
+    /// What renders Kustomizations that this process does not render itself.
+    pub rendering: Rendering,
+}
+
+/// What renders Kustomizations that this process does not render itself.
+#[derive(Clone, Debug)]
+pub struct Rendering {
     /// `--kustomize-program`.
-    pub kustomize_program: Option<PathBuf>,
+    pub program: Option<PathBuf>,
+    /// PATH, to look for a program in where none is named.
+    pub search: Option<OsString>,
+    /// How this program starts itself again to confine that one.
+    pub launcher: Launcher,
 }
 
 /// The reconciler; clones are handles on one.
@@ -350,19 +363,23 @@ impl Shared {
     async fn refuse(self: &Arc<Self>, object: &Arc<Object>, refused: Refused) {
         source::record_refusal(self, object, &refused).await;
         if let Some(delay) = refused.retry {
-            let (shared, key) = (Arc::clone(self), object.key.clone());
-            let epoch = self.lock().objects.get(&key).map(|e| e.epoch);
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = tokio::time::sleep(delay) => {}
-                    () = shared.shutdown.wait() => return,
-                }
-                let same = shared.lock().objects.get(&key).is_some_and(|e| Some(e.epoch) == epoch && e.group.is_none());
-                if same {
-                    Box::pin(shared.admit(&key)).await;
-                }
-            });
+            let epoch = self.lock().objects.get(&object.key).map(|e| e.epoch);
+            tokio::spawn(Self::admit_later(Arc::clone(self), object.key.clone(), epoch, delay));
         }
+    }
+
+    /// Boxed: it is spawned by what it calls.
+    fn admit_later(self: Arc<Self>, key: Key, epoch: Option<u64>, delay: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = self.shutdown.wait() => return,
+            }
+            let same = self.lock().objects.get(&key).is_some_and(|e| Some(e.epoch) == epoch && e.group.is_none());
+            if same {
+                self.admit(&key).await;
+            }
+        })
     }
 
     /// Re-admits the charts of a HelmRepository, and wakes the Kustomizations of a source or Kustomization.

@@ -42,7 +42,7 @@ impl Retained {
             for hex in store.trees(&asked.namespace, &asked.name)? {
                 let digest = hex::decode(&hex).ok().and_then(|b| Digest::from_bytes(Algorithm::Sha256, &b));
                 if let Some(digest) = digest.filter(|d| *d != current)
-                    && store.contains(&digest)?
+                    && store.has(&digest)?
                 {
                     others.push(digest);
                 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     artifact::{
-        build::{self, ArtifactError, Built},
+        build::{self, ArtifactError, Built, Ignoring},
         choose::{self, Choice, Chosen},
     },
     blocking,
@@ -274,7 +274,7 @@ async fn make(shared: &Arc<Shared>, desired: &Desired, target: &Target, budget: 
     let (store, caps, ignore) = (shared.puller.store().clone(), shared.config.caps, desired.ignore.clone());
     let (built, chart) = match &desired.chart {
         None => {
-            let building = move || build::build(&store, &chosen, &layers, ignore.as_deref(), caps);
+            let building = move || build::build(&store, &chosen, &layers, Ignoring::AsFlux(ignore.as_deref()), caps);
             (blocking::cpu(building).await.map_err(|e| Failure::building(&e))?, None)
         }
         Some(wanted) => {
@@ -311,7 +311,8 @@ async fn publish_tree(shared: &Arc<Shared>, key: &Key, obtained: &Arc<Obtained>)
         let mut tree = store.begin_tree(&key.namespace, &key.name, &hex)?;
         tree.write_manifest(&obtained.manifest.bytes)?;
         if let Some(contents) = &obtained.built.tree {
-            contents.write_published(&store, &mut tree)?;
+            contents.write_published(&store, tree.contents())?;
+            tree.add_bytes(contents.logical_bytes());
         }
         tree.publish()?;
         Ok::<_, ArtifactError>(())
@@ -339,7 +340,7 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
                 kinds::RECONCILING,
                 kinds::STALLED,
             ] {
-                conditions.remove(gone);
+                conditions.delete(gone);
             }
             let revision = status.artifact.as_ref().map(|a| a.revision.as_str()).unwrap_or_default();
             let (reason, message) = desired.stored(revision);
@@ -349,10 +350,10 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
         Err(failure) => {
             for other in [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED] {
                 if other != failure.condition {
-                    conditions.remove(other);
+                    conditions.delete(other);
                 }
             }
-            conditions.remove(kinds::STALLED);
+            conditions.delete(kinds::STALLED);
             let mut message = failure.message.clone();
             match &status.artifact {
                 Some(artifact) => {
@@ -360,7 +361,7 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
                     message.push_str(&still);
                 }
                 None => {
-                    conditions.remove(kinds::ARTIFACT_IN_STORAGE);
+                    conditions.delete(kinds::ARTIFACT_IN_STORAGE);
                 }
             }
             let retrying = "reconciliation failed, will be tried again";
@@ -423,11 +424,11 @@ pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused:
     let new = conditions.find(refused.condition).is_none_or(|c| c.message != message || c.reason != refused.reason);
     conditions.set(refused.condition, ConditionStatus::True, refused.reason, &message, generation, now);
     if refused.is_stalled() {
-        conditions.remove(kinds::RECONCILING);
+        conditions.delete(kinds::RECONCILING);
         conditions.set(kinds::STALLED, ConditionStatus::True, refused.reason, &message, generation, now);
         status.observed_generation = generation;
     } else {
-        conditions.remove(kinds::STALLED);
+        conditions.delete(kinds::STALLED);
         let retrying = "reconciliation failed, will be tried again";
         conditions.set(kinds::RECONCILING, ConditionStatus::True, "ProgressingWithRetry", retrying, generation, now);
     }

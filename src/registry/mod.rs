@@ -1,16 +1,66 @@
 //! The client of an upstream registry: one outbound path with its own redirects, address rules, budgets and retries.
+//!
+//! **Promise.** Nothing is sent to an address that the rules forbid; credentials go to the registry they belong to or
+//! to its token service; every answer is bounded in size and time; a manifest is verified against its digest before it
+//! is returned; no message carries a credential.
+//!
+//! **Protocol.** OCI distribution-spec 1.1 over HTTP/1.1, Docker's token specification. A request is sent without a
+//! ping first; a 401 is learnt from once for each endpoint. Failures of class Net are tried again, at most four times
+//! and within the call's [`Budget`]; a 429 closes the endpoint until the time it states.
+//!
+//! **Concurrency.** Any number of calls at once; clones share connections, tokens and windows of silence. Endpoints
+//! that differ in transport or credentials share nothing. A call that is dropped closes its connection.
+//!
+//! **After a crash** nothing remains: all state is in memory.
+//!
+//! The map: [`Client`] → `manifest`, `blob`, `push` (the API's calls) → `call` (attempts, 401, redirects, windows) →
+//! `auth` (realms, tokens) and `connect` (addresses, proxies, TLS, idle connections). [`docker_config`] finds the
+//! credentials.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod address;
+mod auth;
+mod blob;
+mod body;
+mod call;
+pub mod challenge;
+mod connect;
+pub mod docker_config;
+mod error;
+mod manifest;
+mod proxy;
+mod push;
+mod target;
+mod tls;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
+use moka::future::Cache;
 
+use self::{
+    address::Rules,
+    auth::{Token, TokenKey},
+    call::Session,
+    connect::{Limits, Profile},
+};
+pub use self::{
+    docker_config::DockerConfig,
+    error::{RegistryError, SetupError},
+    proxy::ProxyEnvironment,
+};
 use crate::{
-    class::Class,
     digest::Digest,
     oci::{Descriptor, Registry, Repository, Selector, Tag},
     secret::Secret,
 };
+
+const USER_AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
 
 /// How to reach one registry and who asks: everything that decides which answers it gives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -100,45 +150,76 @@ pub trait Sink: Send {
 /// The sink refused: full disk, too many bytes.
 pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What went wrong at, or on the way to, a registry.
-#[derive(Debug, thiserror::Error)]
-#[error("todo")]
-pub struct RegistryError;
-
-impl RegistryError {
-    /// The class of failure.
-    pub fn class(&self) -> Class {
-        Class::Net
-    }
-
-    /// Whether this failed before the registry itself answered for lack of usable credentials, TLS material, proxy or
-    /// token (Flux's AuthenticationFailed), as opposed to the registry's own refusal (OCIArtifactPullFailed).
-    pub fn is_authentication_setup(&self) -> bool {
-        false
-    }
-
-    /// For class Rate: when to ask again.
-    pub fn retry_after(&self) -> Option<Duration> {
-        None
-    }
-}
-
 /// The address rules, and what else an installation decides for all registries.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// `--egress-allow`, CIDRs.
     pub egress_allow: Vec<String>,
     /// `--egress-deny`, CIDRs.
     pub egress_deny: Vec<String>,
-    /// `tokenRealms`: hosts that may be realms for credentials of another host: (registry, realm host).
-    pub token_realms: Vec<(String, String)>,
+    /// `tokenRealms`: hosts, with or without port, that get credentials although a registry on another domain names them.
+    pub token_realms: Vec<String>,
+    /// The API server's host (`KUBERNETES_SERVICE_HOST`), never contacted.
+    pub api_server: Option<String>,
+    /// The environment's proxies, for transports that name none.
+    pub proxies: ProxyEnvironment,
+    /// Looking up a name and connecting; 10 s.
+    pub connect_timeout: Duration,
+    /// Handshakes, and from a request to the head of its response; 60 s, the default of an object's `timeout`, so that
+    /// the budget decides. A server that is silent is not asked again sooner.
+    pub response_timeout: Duration,
+    /// A body below 1 KiB/s for this long is given up; 30 s (R3).
+    pub slow_period: Duration,
+    /// The pause before the second attempt, tripled each time, with up to half of it taken off at random; 100 ms, so
+    /// that four attempts at a closed port end within 2 s (R1).
+    pub retry_base: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            egress_allow: Vec::new(),
+            egress_deny: Vec::new(),
+            token_realms: Vec::new(),
+            api_server: None,
+            proxies: ProxyEnvironment::default(),
+            connect_timeout: Duration::from_secs(10),
+            response_timeout: Duration::from_secs(60),
+            slow_period: Duration::from_secs(30),
+            retry_base: Duration::from_millis(100),
+        }
+    }
 }
 
 /// The client; clones share connections, tokens and limits.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
-struct Inner {}
+struct Inner {
+    config: Config,
+    rules: Arc<Rules>,
+    environment: Arc<ProxyEnvironment>,
+    profiles: Cache<Transport, Arc<Profile>>,
+    sessions: Cache<Endpoint, Arc<Session>>,
+    tokens: Cache<TokenKey, Token>,
+    next_session: AtomicU64,
+}
+
+/// How many transports, endpoints and tokens are remembered; what is forgotten costs a handshake or a 401.
+const MAX_PROFILES: u64 = 1024;
+const MAX_SESSIONS: u64 = 16_384;
+const MAX_TOKENS: u64 = 65_536;
+/// Longer than the longest window of silence, which a session holds.
+const SESSION_IDLE: Duration = Duration::from_secs(2 * 3600);
+
+/// Keeps each token for as long as it says.
+struct TokenLife;
+
+impl moka::Expiry<TokenKey, Token> for TokenLife {
+    fn expire_after_create(&self, _: &TokenKey, token: &Token, _: Instant) -> Option<Duration> {
+        Some(token.keep)
+    }
+}
 
 /// One call's budget.
 #[derive(Clone, Copy, Debug)]
@@ -152,11 +233,26 @@ pub struct Budget {
 impl Client {
     /// A client under these rules.
     pub fn new(config: Config) -> Result<Self, RegistryError> {
-        let _ = config;
-        todo!()
+        let rules = Rules::new(&config.egress_allow, &config.egress_deny, config.api_server.as_deref())?;
+        Ok(Self(Arc::new(Inner {
+            rules: Arc::new(rules),
+            environment: Arc::new(config.proxies.clone()),
+            profiles: Cache::builder().max_capacity(MAX_PROFILES).time_to_idle(SESSION_IDLE).build(),
+            sessions: Cache::builder().max_capacity(MAX_SESSIONS).time_to_idle(SESSION_IDLE).build(),
+            tokens: Cache::builder().max_capacity(MAX_TOKENS).expire_after(TokenLife).build(),
+            next_session: AtomicU64::new(0),
+            config,
+        })))
     }
 
-    /// HEAD of a manifest.
+    /// Whether a registry of this name may be contacted, as far as its name alone tells: an address is held against the
+    /// rules, and names that lead to this machine or to the API server are known. Other names are judged when they are
+    /// looked up, at each connection.
+    pub fn permits(&self, registry: &Registry) -> Result<(), &'static str> {
+        self.0.rules.check_name(registry)
+    }
+
+    /// HEAD of a manifest. A registry that does not state the digest is [`RegistryError::NoDigest`]: a GET can tell.
     pub async fn resolve(
         &self,
         at: &Endpoint,
@@ -164,8 +260,7 @@ impl Client {
         what: &Selector,
         budget: Budget,
     ) -> Result<Resolved, RegistryError> {
-        let _ = (at, repository, what, budget);
-        todo!()
+        within(budget, at, self.0.resolve(at, repository, what, budget)).await
     }
 
     /// GET of a manifest: at most 4 MiB, hashed; compared with a digest selector, with Docker-Content-Digest where sent.
@@ -176,12 +271,11 @@ impl Client {
         what: &Selector,
         budget: Budget,
     ) -> Result<FetchedManifest, RegistryError> {
-        let _ = (at, repository, what, budget);
-        todo!()
+        within(budget, at, self.0.manifest(at, repository, what, budget)).await
     }
 
-    /// GET of a blob into `sink`; resumes by Range at most three times. Stops at `descriptor.size` + 1. The digest is the sink's
-    /// to compare.
+    /// GET of a blob into `sink`; resumes by Range at most three times. Takes no byte beyond `descriptor.size`. The
+    /// digest is the sink's to compare.
     pub async fn blob(
         &self,
         at: &Endpoint,
@@ -190,8 +284,7 @@ impl Client {
         sink: &mut impl Sink,
         budget: Budget,
     ) -> Result<(), RegistryError> {
-        let _ = (at, repository, descriptor, sink, budget);
-        todo!()
+        within(budget, at, self.0.blob(at, repository, descriptor, sink, budget)).await
     }
 
     /// All tags, through all pages (at most 10 000 tags).
@@ -201,8 +294,7 @@ impl Client {
         repository: &Repository,
         budget: Budget,
     ) -> Result<Vec<Tag>, RegistryError> {
-        let _ = (at, repository, budget);
-        todo!()
+        within(budget, at, self.0.tags(at, repository, budget)).await
     }
 
     /// HEAD of a blob.
@@ -213,8 +305,7 @@ impl Client {
         digest: &Digest,
         budget: Budget,
     ) -> Result<bool, RegistryError> {
-        let _ = (at, repository, digest, budget);
-        todo!()
+        within(budget, at, self.0.has_blob(at, repository, digest, false, budget)).await
     }
 
     /// Uploads a blob (POST, then one PUT), unless the registry has it.
@@ -226,8 +317,7 @@ impl Client {
         data: Bytes,
         budget: Budget,
     ) -> Result<(), RegistryError> {
-        let _ = (at, repository, digest, data, budget);
-        todo!()
+        within(budget, at, self.0.push_blob(at, repository, digest, data, budget)).await
     }
 
     /// PUT of a manifest under a tag or its digest.
@@ -240,7 +330,37 @@ impl Client {
         data: Bytes,
         budget: Budget,
     ) -> Result<(), RegistryError> {
-        let _ = (at, repository, what, media_type, data, budget);
-        todo!()
+        within(budget, at, self.0.push_manifest(at, repository, what, media_type, data, budget)).await
+    }
+}
+
+/// The one place where a call's deadline ends it, whatever it is waiting for.
+async fn within<T>(
+    budget: Budget,
+    at: &Endpoint,
+    call: impl Future<Output = Result<T, RegistryError>>,
+) -> Result<T, RegistryError> {
+    match tokio::time::timeout_at(budget.deadline.into(), call).await {
+        Ok(result) => result,
+        Err(_) => Err(RegistryError::Timeout { what: at.registry.to_string(), waiting: "for the whole of it" }),
+    }
+}
+
+impl Inner {
+    /// The shared state of calls to `at`.
+    async fn session(&self, at: &Endpoint) -> Result<Arc<Session>, RegistryError> {
+        if let Some(session) = self.sessions.get(at).await {
+            return Ok(session);
+        }
+        let made = self.sessions.try_get_with_by_ref(at, async {
+            let limits = Limits { connect: self.config.connect_timeout, response: self.config.response_timeout };
+            let profile = self.profiles.try_get_with_by_ref(&at.transport, async {
+                Profile::new(&at.transport, self.rules.clone(), self.environment.clone(), limits).map(Arc::new)
+            });
+            let profile = profile.await.map_err(|error| SetupError::clone(&error))?;
+            let id = self.next_session.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, SetupError>(Arc::new(Session::new(id, at.clone(), profile)))
+        });
+        made.await.map_err(|error| SetupError::clone(&error).into())
     }
 }

@@ -138,7 +138,9 @@ impl StoreError {
     /// The class of failure.
     pub fn class(&self) -> Class {
         match self {
-            Self::Full { .. } | Self::ReadOnlyFileSystem { .. } | Self::Io { .. } | Self::Unstable { .. } => Class::Disk,
+            Self::Full { .. } | Self::ReadOnlyFileSystem { .. } | Self::Io { .. } | Self::Unstable { .. } => {
+                Class::Disk
+            }
             Self::Locked { .. } | Self::NewerFormat { .. } | Self::Format { .. } | Self::OpenedReadOnly { .. } => {
                 Class::Policy
             }

@@ -64,6 +64,12 @@ impl Store {
         self.get_checked(digest)
     }
 
+    /// The blob, if it is open already and still the file that was found right: one `fstat` of an open file, which does
+    /// not wait for the disk. For async code, which falls back on [`Store::get`] behind `blocking::io`.
+    pub fn get_open(&self, digest: &Digest) -> Option<Blob> {
+        self.0.handles.get(digest).filter(Blob::unchanged)
+    }
+
     /// Whether a file of this name is there, unverified: one `stat`.
     pub fn has(&self, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.0.layout.stat(&blob_path(digest))?.is_some_and(|stat| is_file(&stat)))

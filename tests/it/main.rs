@@ -1,4 +1,6 @@
 //! Integration tests of the library and the binary, in one binary.
 
 mod layering;
+mod registry;
+mod server;
 mod support;

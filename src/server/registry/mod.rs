@@ -127,6 +127,7 @@ impl Registry {
             tags: Vec<String>,
         }
         only_reads(parts)?;
+        let page = Page::parse(query)?;
         let store = self.store.clone();
         let (name, tags, known) = blocking::io(move || {
             let tags = store.local(&repository).tags()?;
@@ -137,7 +138,6 @@ impl Registry {
         if !known {
             return Err(Failure::new(ErrorCode::NameUnknown, Class::NotFound));
         }
-        let page = Page::parse(query)?;
         let (tags, next) = page.cut(tags.iter().map(|tag| tag.as_str()));
         let link = next.map(|next| format!("/v2/{name}/tags/list?{next}"));
         paged(&Tags { name: name.to_string(), tags }, link)
@@ -149,9 +149,9 @@ impl Registry {
             repositories: Vec<String>,
         }
         only_reads(parts)?;
+        let page = Page::parse(query)?;
         let store = self.store.clone();
         let names = blocking::io(move || store.local_repositories()).await?;
-        let page = Page::parse(query)?;
         let (repositories, next) = page.cut(names.iter().map(|name| name.as_str()));
         paged(&Catalog { repositories }, next.map(|next| format!("/v2/_catalog?{next}")))
     }

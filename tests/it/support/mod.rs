@@ -3,10 +3,13 @@
 //! `tests/it` and `tests/peers` both include this folder, and neither uses all of it.
 #![allow(dead_code)]
 
+pub mod certificates;
 pub mod corpus;
 pub mod fixtures;
 pub mod http;
 pub mod larder;
+pub mod proxy;
+pub mod registry;
 
 use std::{
     io::Write,

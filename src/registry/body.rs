@@ -1,0 +1,187 @@
+//! The body of a response: read within limits, counted, and its connection kept when it ends.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use tokio::time::{Instant, timeout};
+
+use super::{
+    connect::{Connection, Profile},
+    error::RegistryError,
+    target::Target,
+};
+use crate::metrics;
+
+/// A body slower than this for the whole of a watch's period is given up.
+const SLOWEST: u64 = 1 << 10;
+
+/// The speed below which, and the time after which, a transfer is given up.
+pub(super) struct Watch {
+    period: Duration,
+    waited: Duration,
+    got: u64,
+}
+
+impl Watch {
+    pub(super) fn new(period: Duration) -> Self {
+        Self { period, waited: Duration::ZERO, got: 0 }
+    }
+
+    /// Counts what came in the time it took; `false`: too slow. Only waiting for the server counts, so a slow receiver
+    /// is not held against it.
+    fn note(&mut self, waited: Duration, bytes: usize) -> bool {
+        self.waited += waited;
+        self.got += bytes as u64;
+        if self.waited < self.period {
+            return true;
+        }
+        let enough = self.got as f64 >= SLOWEST as f64 * self.waited.as_secs_f64();
+        self.waited = Duration::ZERO;
+        self.got = 0;
+        enough
+    }
+
+    fn left(&self) -> Duration {
+        self.period.saturating_sub(self.waited)
+    }
+}
+
+/// A response's body. Dropped before its end, it closes the connection.
+pub(super) struct Body {
+    incoming: hyper::body::Incoming,
+    home: Option<(Arc<Profile>, Connection)>,
+    target: Target,
+    watch: Watch,
+    upstream: Arc<str>,
+    counted: u64,
+}
+
+impl Body {
+    pub(super) fn new(
+        incoming: hyper::body::Incoming,
+        home: (Arc<Profile>, Connection),
+        target: Target,
+        period: Duration,
+        upstream: Arc<str>,
+    ) -> Self {
+        let mut body = Self { incoming, home: Some(home), target, watch: Watch::new(period), upstream, counted: 0 };
+        if body.incoming.is_end_stream() {
+            body.keep();
+        }
+        body
+    }
+
+    /// Where it came from, after redirects.
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    fn keep(&mut self) {
+        if let Some((profile, connection)) = self.home.take() {
+            profile.keep(self.target.origin(), connection);
+        }
+    }
+
+    /// The next bytes, never none; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        loop {
+            let start = Instant::now();
+            let frame = timeout(self.watch.left(), self.incoming.frame()).await;
+            let bytes = match &frame {
+                Ok(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
+                _ => 0,
+            };
+            self.counted += bytes as u64;
+            let fast_enough = self.watch.note(start.elapsed(), bytes);
+            match frame {
+                Ok(None) => {
+                    self.keep();
+                    return Ok(None);
+                }
+                Ok(Some(Err(error))) => {
+                    self.home = None;
+                    return Err(RegistryError::Unreachable {
+                        what: self.target.to_string(),
+                        doing: "the connection broke in the body",
+                        source: error.into(),
+                    });
+                }
+                Ok(Some(Ok(_))) | Err(_) if !fast_enough => {
+                    self.home = None;
+                    return Err(RegistryError::Timeout {
+                        what: self.target.to_string(),
+                        waiting: "in the body, which comes at less than 1 KiB/s",
+                    });
+                }
+                Ok(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                    // Trailers say nothing that is used here.
+                    _ => {}
+                },
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// All of it, at most `cap` bytes; one more is an error, and no more is read.
+    pub(super) async fn collect(&mut self, cap: usize) -> Result<Bytes, RegistryError> {
+        let too_large = |target: &Target| RegistryError::Size {
+            what: target.to_string(),
+            why: format!("the body is longer than {cap} bytes"),
+        };
+        let known = self.incoming.size_hint().exact();
+        if known.is_some_and(|length| length > cap as u64) {
+            return Err(too_large(&self.target));
+        }
+        let Some(first) = self.next().await? else { return Ok(Bytes::new()) };
+        if known == Some(first.len() as u64) {
+            // The usual small body: one frame, no copy. The next poll sees the end and keeps the connection.
+            let rest = self.next().await?;
+            debug_assert!(rest.is_none());
+            return Ok(first);
+        }
+        let mut all = BytesMut::with_capacity(known.map_or(first.len() * 2, |length| length as usize).min(cap));
+        let mut next = Some(first);
+        while let Some(data) = next {
+            if all.len() + data.len() > cap {
+                return Err(too_large(&self.target));
+            }
+            all.extend_from_slice(&data);
+            next = self.next().await?;
+        }
+        Ok(all.freeze())
+    }
+
+    /// Reads a short rest, so that the connection can be used again; a long or slow one is not worth it.
+    pub(super) async fn discard(mut self) {
+        const WORTH: usize = 16 << 10;
+        let _ = timeout(Duration::from_secs(1), self.collect(WORTH)).await;
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if self.counted > 0 {
+            metrics::upstream_bytes(&self.upstream, self.counted);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_gives_up_only_after_a_whole_period_below_the_limit() {
+        let second = Duration::from_secs(1);
+        let mut watch = Watch::new(3 * second);
+        assert!(watch.note(second, 10));
+        assert!(watch.note(second, 10));
+        assert!(watch.note(second, 3052), "3072 bytes in 3 s are enough");
+        assert!(watch.note(second, 0));
+        assert!(watch.note(second, 0));
+        assert!(!watch.note(second, 3071));
+    }
+}

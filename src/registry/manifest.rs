@@ -1,0 +1,231 @@
+//! Manifests and tags.
+
+use std::{collections::HashSet, sync::Arc};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE, LINK},
+};
+
+use super::{
+    Budget, Endpoint, FetchedManifest, Inner, Resolved,
+    call::{Call, Session},
+    error::RegistryError,
+    target::Target,
+};
+use crate::{
+    blocking,
+    digest::{Algorithm, Digest},
+    metrics::RequestKind,
+    oci::{Repository, Selector, Tag, manifest::MAX_BYTES},
+};
+
+/// Every kind of manifest that Larder reads, in one header: docker-registry answers 404 to others.
+const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_CONTENT_DIGEST: &str = "docker-content-digest";
+/// Below this a hash takes less time than the way to another thread.
+const HASH_INLINE: usize = 64 << 10;
+
+/// The most tags that are listed, the most pages, and a page's longest body.
+const MAX_TAGS: usize = 10_000;
+const MAX_PAGES: usize = 100;
+const MAX_PAGE_BODY: usize = 4 << 20;
+
+fn is_ok(status: StatusCode) -> bool {
+    status == StatusCode::OK
+}
+
+/// Docker-Content-Digest, typed.
+pub(super) fn stated_digest(headers: &HeaderMap, target: &Target) -> Result<Option<Digest>, RegistryError> {
+    let Some(value) = headers.get(DOCKER_CONTENT_DIGEST) else { return Ok(None) };
+    let parsed = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    parsed.map(Some).ok_or_else(|| RegistryError::Protocol {
+        what: target.to_string(),
+        why: "its Docker-Content-Digest is not a digest".to_owned(),
+    })
+}
+
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let text = text.split(';').next().unwrap_or_default().trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+async fn hash(algorithm: Algorithm, bytes: &Bytes) -> Digest {
+    if bytes.len() < HASH_INLINE {
+        return Digest::of(algorithm, bytes);
+    }
+    let bytes = bytes.clone();
+    blocking::cpu(move || Digest::of(algorithm, &bytes)).await
+}
+
+impl Inner {
+    pub(super) async fn resolve(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        what: &Selector,
+        budget: Budget,
+    ) -> Result<Resolved, RegistryError> {
+        let session = self.session(at).await?;
+        let kind = RequestKind::ManifestHead;
+        let mut call = Call::new(kind, Method::HEAD, repository, format_args!("manifests/{what}"), budget);
+        call.headers.insert(ACCEPT, HeaderValue::from_static(MANIFESTS));
+        let (parts, body, _) = self.perform(&session, &call, is_ok, None).await?;
+        let target = body.target();
+        let Some(digest) = stated_digest(&parts.headers, target)? else {
+            return Err(RegistryError::NoDigest { what: format!("HEAD {target}") });
+        };
+        if let Selector::Digest(expected) = what
+            && expected.algorithm() == digest.algorithm()
+            && *expected != digest
+        {
+            return Err(RegistryError::Digest {
+                what: format!("HEAD {target}"),
+                told: "Docker-Content-Digest",
+                expected: Box::new(*expected),
+                actual: Box::new(digest),
+            });
+        }
+        Ok(Resolved { digest, media_type: media_type(&parts.headers) })
+    }
+
+    pub(super) async fn manifest(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        what: &Selector,
+        budget: Budget,
+    ) -> Result<FetchedManifest, RegistryError> {
+        let session = self.session(at).await?;
+        let kind = RequestKind::ManifestGet;
+        let mut call = Call::new(kind, Method::GET, repository, format_args!("manifests/{what}"), budget);
+        call.headers.insert(ACCEPT, HeaderValue::from_static(MANIFESTS));
+        let (parts, body, bytes) = self.perform(&session, &call, is_ok, Some(MAX_BYTES)).await?;
+        let target = body.target();
+        let differs = |told, expected: Digest, actual: Digest| RegistryError::Digest {
+            what: format!("GET {target}"),
+            told,
+            expected: Box::new(expected),
+            actual: Box::new(actual),
+        };
+        let stated = stated_digest(&parts.headers, target)?;
+        let algorithm = match what {
+            Selector::Digest(digest) => digest.algorithm(),
+            Selector::Tag(_) => stated.map_or(Algorithm::Sha256, |digest| digest.algorithm()),
+        };
+        let digest = hash(algorithm, &bytes).await;
+        if let Selector::Digest(expected) = what
+            && digest != *expected
+        {
+            return Err(differs("the manifest's digest", *expected, digest));
+        }
+        if let Some(stated) = stated {
+            let actual = if stated.algorithm() == algorithm { digest } else { hash(stated.algorithm(), &bytes).await };
+            if actual != stated {
+                return Err(differs("Docker-Content-Digest", actual, stated));
+            }
+        }
+        Ok(FetchedManifest { digest, content_type: media_type(&parts.headers), bytes })
+    }
+
+    pub(super) async fn tags(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        budget: Budget,
+    ) -> Result<Vec<Tag>, RegistryError> {
+        #[derive(serde::Deserialize)]
+        struct Page {
+            tags: Option<Vec<String>>,
+        }
+        let session = self.session(at).await?;
+        let mut call = Call::new(RequestKind::Tags, Method::GET, repository, format_args!("tags/list?n=1000"), budget);
+        let mut seen = HashSet::new();
+        let mut tags: Vec<Tag> = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let (target, headers, bytes) = self.page(&session, &call).await?;
+            let page: Page = serde_json::from_slice(&bytes).map_err(|_| RegistryError::Protocol {
+                what: format!("GET {target}"),
+                why: "the answer is not a list of tags".to_owned(),
+            })?;
+            // What is no tag cannot be asked for either.
+            for tag in page.tags.unwrap_or_default().iter().filter_map(|text| text.parse::<Tag>().ok()) {
+                if seen.insert(tag.clone()) {
+                    tags.push(tag);
+                }
+            }
+            if tags.len() > MAX_TAGS {
+                return Err(RegistryError::Limit {
+                    what: format!("GET {target}"),
+                    why: format!("the repository has more than {MAX_TAGS} tags; name one, or a digest"),
+                });
+            }
+            let Some(next) = next_page(&headers) else { return Ok(tags) };
+            match target.join(&next).filter(|next| next.same_origin(&target)) {
+                Some(next) => call.elsewhere = Some(next),
+                None => {
+                    return Err(RegistryError::Protocol {
+                        what: format!("GET {target}"),
+                        why: "the next page is on another server".to_owned(),
+                    });
+                }
+            }
+        }
+        Err(RegistryError::Limit {
+            what: format!("GET {}{}", session.authority, call.path),
+            why: format!("more than {MAX_PAGES} pages of tags"),
+        })
+    }
+
+    async fn page(&self, session: &Arc<Session>, call: &Call<'_>) -> Result<(Target, HeaderMap, Bytes), RegistryError> {
+        let (parts, body, bytes) = self.perform(session, call, is_ok, Some(MAX_PAGE_BODY)).await?;
+        Ok((body.target().clone(), parts.headers, bytes))
+    }
+}
+
+/// The target of `Link: <…>; rel="next"` (RFC 8288).
+fn next_page(headers: &HeaderMap) -> Option<String> {
+    for value in headers.get_all(LINK) {
+        let text = std::str::from_utf8(value.as_bytes()).ok()?;
+        let mut rest = text;
+        while let Some((_, after)) = rest.split_once('<') {
+            let (target, after) = after.split_once('>')?;
+            let parameters = after.split(",<").next().and_then(|p| p.split(", <").next()).unwrap_or_default();
+            let is_next = parameters.split(';').any(|parameter| {
+                parameter.split_once('=').is_some_and(|(name, value)| {
+                    name.trim().eq_ignore_ascii_case("rel")
+                        && value.trim().trim_matches('"').split(' ').any(|rel| rel.eq_ignore_ascii_case("next"))
+                })
+            });
+            if is_next {
+                return Some(target.to_owned());
+            }
+            rest = after;
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_next_page() {
+        for (link, next) in [
+            (r#"</v2/a/tags/list?last=b&n=2>; rel="next""#, Some("/v2/a/tags/list?last=b&n=2")),
+            (r#"<https://r.example/x>; rel=next"#, Some("https://r.example/x")),
+            (r#"</p>; rel="prev", </n>; rel="next""#, Some("/n")),
+            (r#"</p>; rel="prev""#, None),
+            (r#"</unfinished"#, None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(LINK, HeaderValue::from_static(link));
+            assert_eq!(next_page(&headers).as_deref(), next, "{link}");
+        }
+    }
+}

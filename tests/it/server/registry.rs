@@ -1,0 +1,308 @@
+//! Contract section 3, as far as local repositories go.
+
+use larder::{
+    digest::{Algorithm, Digest},
+    oci::media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST},
+    server::{Limits, Registry},
+};
+use serde_json::{Value, json};
+
+use super::{Reply, Running, Scene};
+
+fn start() -> (Scene, Running) {
+    let scene = Scene::new();
+    let running = Running::start(Registry::new(scene.store.clone(), true), Limits::default());
+    (scene, running)
+}
+
+async fn push_blob(running: &Running, repository: &str, content: &[u8]) -> Digest {
+    let digest = Digest::sha256(content);
+    let target = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
+    let reply = running.request("POST", &target, &[], content).await;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    assert_eq!(reply.header("location"), Some(format!("/v2/{repository}/blobs/{digest}").as_str()));
+    digest
+}
+
+fn manifest(config: &[u8], layers: &[&[u8]]) -> Value {
+    let descriptor = |media_type: &str, content: &[u8]| json!({"mediaType": media_type, "digest": Digest::sha256(content), "size": content.len()});
+    let layers: Vec<_> =
+        layers.iter().map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar+gzip", layer)).collect();
+    json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(OCI_CONFIG, config), "layers": layers})
+}
+
+async fn put_manifest(running: &Running, repository: &str, reference: &str, document: &Value) -> (Reply, Digest) {
+    let media_type = document["mediaType"].as_str().unwrap();
+    let bytes = serde_json::to_vec(document).unwrap();
+    let target = format!("/v2/{repository}/manifests/{reference}");
+    let reply = running.request("PUT", &target, &[("content-type", media_type)], &bytes).await;
+    (reply, Digest::sha256(&bytes))
+}
+
+#[tokio::test]
+async fn what_is_pushed_comes_back_with_the_contracts_headers() {
+    let (_scene, running) = start();
+    assert_eq!(running.get("/v2/", &[]).await.status, 200);
+    let (config, layer) = (b"{}", b"layer");
+    let config_digest = push_blob(&running, "a/b", config).await;
+    push_blob(&running, "a/b", layer).await;
+    let document = manifest(config, &[layer]);
+    let (reply, digest) = put_manifest(&running, "a/b", "v1", &document).await;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    assert_eq!(reply.header("docker-content-digest"), Some(digest.to_string().as_str()));
+    let bytes = serde_json::to_vec(&document).unwrap();
+    for (target, of, content, media_type) in [
+        ("/v2/a/b/manifests/v1".to_string(), digest, &bytes[..], OCI_MANIFEST),
+        (format!("/v2/a/b/manifests/{digest}"), digest, &bytes[..], OCI_MANIFEST),
+        (format!("/v2/a/b/blobs/{config_digest}"), config_digest, &config[..], "application/octet-stream"),
+    ] {
+        for method in ["GET", "HEAD"] {
+            let reply = running.request(method, &target, &[("accept-encoding", "gzip")], b"").await;
+            assert_eq!(reply.status, 200, "{target}");
+            assert_eq!(reply.body, if method == "GET" { content } else { b"" }, "{target}");
+            let (length, etag) = (content.len().to_string(), format!("\"{of}\""));
+            for (name, value) in [
+                ("content-type", Some(media_type)),
+                ("content-length", Some(length.as_str())),
+                ("docker-content-digest", Some(of.to_string().as_str())),
+                ("etag", Some(etag.as_str())),
+                ("accept-ranges", Some("bytes")),
+                ("cache-status", Some("larder; hit")),
+                ("content-encoding", None),
+            ] {
+                assert_eq!(reply.header(name), value, "{method} {target}: {name}");
+            }
+        }
+    }
+    let reply = running.get(&format!("/v2/a/b/blobs/{config_digest}"), &[("range", "bytes=500-0")]).await;
+    assert_eq!(reply.status, 416);
+    let reply = running.get(&format!("/v2/a/b/blobs/{config_digest}"), &[("range", "bytes=1-1")]).await;
+    assert_eq!((reply.status, reply.text().as_str()), (206, "}"));
+}
+
+#[tokio::test]
+async fn a_blob_can_be_sent_in_chunks_and_its_state_asked_for() {
+    let (_scene, running) = start();
+    let content: Vec<u8> = (0..3_000_000u32).map(|i| i as u8).collect();
+    for algorithm in Algorithm::ALL {
+        let digest = Digest::of(algorithm, &content);
+        let reply = running.request("POST", "/v2/a/blobs/uploads/", &[], b"").await;
+        assert_eq!(reply.status, 202);
+        let upload = reply.header("location").unwrap().to_string();
+        assert!(upload.starts_with("/v2/a/blobs/uploads/"));
+        let (first, rest) = content.split_at(2_000_000);
+        let (middle, last) = rest.split_at(500_000);
+        let reply = running.request("PATCH", &upload, &[("content-range", "0-1999999")], first).await;
+        assert_eq!((reply.status, reply.header("range")), (202, Some("0-1999999")));
+        // Out of order: refused, and the state told.
+        let reply = running.request("PATCH", &upload, &[("content-range", "2000001-2500000")], middle).await;
+        assert_eq!((reply.status, reply.header("range")), (416, Some("0-1999999")));
+        let reply = running.get(&upload, &[]).await;
+        assert_eq!((reply.status, reply.header("range")), (204, Some("0-1999999")));
+        let reply = running.request("PATCH", &upload, &[], middle).await;
+        assert_eq!((reply.status, reply.header("range")), (202, Some("0-2499999")));
+        // Not of this repository.
+        assert_eq!(running.get(&upload.replace("/a/", "/b/"), &[]).await.code(), "BLOB_UPLOAD_UNKNOWN");
+        let escaped = digest.to_string().replace(':', "%3A");
+        let headers = [("content-range", "2500000-2999999")];
+        let reply = running.request("PUT", &format!("{upload}?digest={escaped}"), &headers, last).await;
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        assert!(running.get(&format!("/v2/a/blobs/{digest}"), &[]).await.body == content);
+        // It is over.
+        assert_eq!(running.get(&upload, &[]).await.status, 404);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_broke_off_goes_on_where_it_was() {
+    let (_scene, running) = start();
+    let reply = running.request("POST", "/v2/a/blobs/uploads/", &[], b"").await;
+    let upload = reply.header("location").unwrap().to_string();
+    let mut client = running.connect().await;
+    let head = format!("PATCH {upload} HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n01234");
+    client.send(head.as_bytes()).await;
+    drop(client);
+    let mut range = String::new();
+    for _ in 0..1000 {
+        range = running.get(&upload, &[]).await.header("range").unwrap().to_string();
+        if range == "0-4" {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(range, "0-4");
+    let digest = Digest::sha256(b"0123456789");
+    // The request that broke off may still hold the upload for a moment.
+    let mut reply = running.request("PUT", &format!("{upload}?digest={digest}"), &[], b"56789").await;
+    while reply.status == 409 {
+        reply = running.request("PUT", &format!("{upload}?digest={digest}"), &[], b"56789").await;
+    }
+    assert_eq!(reply.status, 201, "{}", reply.text());
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_never_kept() {
+    let (_scene, running) = start();
+    let wrong = Digest::sha256(b"other");
+    let reply = running.request("POST", &format!("/v2/a/blobs/uploads/?digest={wrong}"), &[], b"bytes").await;
+    assert_eq!((reply.status, reply.code().as_str()), (400, "DIGEST_INVALID"));
+    let reply = running.request("POST", "/v2/a/blobs/uploads/", &[], b"").await;
+    let upload = reply.header("location").unwrap().to_string();
+    let reply = running.request("PUT", &format!("{upload}?digest={wrong}"), &[], b"bytes").await;
+    assert_eq!((reply.status, reply.code().as_str()), (400, "DIGEST_INVALID"));
+    for digest in [wrong, Digest::sha256(b"bytes")] {
+        assert_eq!(running.get(&format!("/v2/a/blobs/{digest}"), &[]).await.code(), "BLOB_UNKNOWN");
+    }
+    for bad in ["", "?digest=", "?digest=md5:00", "?digest=sha256:../../etc/passwd"] {
+        let reply = running.request("POST", "/v2/a/blobs/uploads/", &[], b"").await;
+        let upload = reply.header("location").unwrap().to_string();
+        let reply = running.request("PUT", &format!("{upload}{bad}"), &[], b"bytes").await;
+        assert_eq!((reply.status, reply.code().as_str()), (400, "DIGEST_INVALID"), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_blob_is_readable_only_where_it_was_pushed_or_mounted() {
+    let (_scene, running) = start();
+    let digest = push_blob(&running, "a", b"content").await;
+    assert_eq!(running.get(&format!("/v2/b/blobs/{digest}"), &[]).await.code(), "BLOB_UNKNOWN");
+    // From where it is not, or from nowhere: the client is asked to upload.
+    for query in [format!("mount={digest}&from=c"), format!("mount={digest}")] {
+        let reply = running.request("POST", &format!("/v2/b/blobs/uploads/?{query}"), &[], b"").await;
+        assert_eq!(reply.status, 202, "{query}");
+    }
+    let reply = running.request("POST", &format!("/v2/b/blobs/uploads/?mount={digest}&from=a"), &[], b"").await;
+    assert_eq!(reply.status, 201);
+    assert_eq!(running.get(&format!("/v2/b/blobs/{digest}"), &[]).await.text(), "content");
+    let reply = running.request("DELETE", &format!("/v2/b/blobs/{digest}"), &[], b"").await;
+    assert_eq!(reply.status, 202);
+    assert_eq!(running.get(&format!("/v2/b/blobs/{digest}"), &[]).await.status, 404);
+    assert_eq!(running.request("DELETE", &format!("/v2/b/blobs/{digest}"), &[], b"").await.status, 404);
+    assert_eq!(running.get(&format!("/v2/a/blobs/{digest}"), &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn manifests_are_checked_before_they_are_kept() {
+    let (_scene, running) = start();
+    push_blob(&running, "a", b"{}").await;
+    let (reply, _) = put_manifest(&running, "a", "v1", &manifest(b"{}", &[b"missing"])).await;
+    assert_eq!((reply.status, reply.code().as_str()), (404, "MANIFEST_BLOB_UNKNOWN"));
+    let good = manifest(b"{}", &[]);
+    let other = Digest::sha256(b"other").to_string();
+    let (reply, _) = put_manifest(&running, "a", &other, &good).await;
+    assert_eq!((reply.status, reply.code().as_str()), (400, "DIGEST_INVALID"));
+    for (body, status) in
+        [(&b"{}"[..], 400), (b"not json", 400), (b"", 400), (br#"{"schemaVersion":1,"fsLayers":[],"history":[]}"#, 400)]
+    {
+        let headers = [("content-type", OCI_MANIFEST)];
+        let reply = running.request("PUT", "/v2/a/manifests/v1", &headers, body).await;
+        assert_eq!((reply.status, reply.code().as_str()), (status, "MANIFEST_INVALID"));
+    }
+    let large = vec![b' '; (4 << 20) + 1];
+    let reply = running.request("PUT", "/v2/a/manifests/v1", &[("content-type", OCI_MANIFEST)], &large).await;
+    assert_eq!((reply.status, reply.code().as_str()), (413, "MANIFEST_INVALID"));
+    assert_eq!(running.get("/v2/a/manifests/v1", &[]).await.code(), "MANIFEST_UNKNOWN");
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
+        {"mediaType": OCI_MANIFEST, "digest": Digest::sha256(&serde_json::to_vec(&good).unwrap()), "size": 10}]});
+    assert_eq!(put_manifest(&running, "a", "i", &index).await.0.code(), "MANIFEST_BLOB_UNKNOWN");
+    assert_eq!(put_manifest(&running, "a", "v1", &good).await.0.status, 201);
+    assert_eq!(put_manifest(&running, "a", "i", &index).await.0.status, 201);
+    assert_eq!(running.get("/v2/a/manifests/i", &[]).await.header("content-type"), Some(OCI_INDEX));
+}
+
+#[tokio::test]
+async fn tags_are_listed_in_pages_and_deleted_with_their_manifest() {
+    let (_scene, running) = start();
+    assert_eq!(running.get("/v2/a/tags/list", &[]).await.code(), "NAME_UNKNOWN");
+    push_blob(&running, "a", b"{}").await;
+    let document = manifest(b"{}", &[]);
+    let mut digest = None;
+    for tag in ["c", "a", "b", "latest"] {
+        let (reply, of) = put_manifest(&running, "a", tag, &document).await;
+        assert_eq!(reply.status, 201);
+        digest = Some(of);
+    }
+    let reply = running.get("/v2/a/tags/list", &[]).await;
+    assert_eq!(reply.json(), json!({"name": "a", "tags": ["a", "b", "c", "latest"]}));
+    let reply = running.get("/v2/a/tags/list?n=2", &[]).await;
+    assert_eq!(reply.json()["tags"], json!(["a", "b"]));
+    assert_eq!(reply.header("link"), Some("</v2/a/tags/list?n=2&last=b>; rel=\"next\""));
+    let reply = running.get("/v2/a/tags/list?n=2&last=b", &[]).await;
+    assert_eq!((&reply.json()["tags"], reply.header("link")), (&json!(["c", "latest"]), None));
+    assert_eq!(running.get("/v2/_catalog", &[]).await.json(), json!({"repositories": ["a"]}));
+    assert_eq!(running.request("DELETE", "/v2/a/manifests/c", &[], b"").await.status, 202);
+    assert_eq!(running.request("DELETE", "/v2/a/manifests/c", &[], b"").await.status, 404);
+    assert_eq!(running.get("/v2/a/manifests/c", &[]).await.status, 404);
+    assert_eq!(running.get("/v2/a/manifests/a", &[]).await.status, 200);
+    let target = format!("/v2/a/manifests/{}", digest.unwrap());
+    assert_eq!(running.request("DELETE", &target, &[], b"").await.status, 202);
+    assert_eq!(running.get("/v2/a/manifests/a", &[]).await.status, 404);
+    assert_eq!(running.get(&target, &[]).await.status, 404);
+}
+
+#[tokio::test]
+async fn what_refers_to_a_manifest_is_listed() {
+    let (_scene, running) = start();
+    push_blob(&running, "a", b"{}").await;
+    let subject = Digest::sha256(b"not here, which is allowed");
+    let mut document = manifest(b"{}", &[]);
+    document["subject"] = json!({"mediaType": OCI_MANIFEST, "digest": subject, "size": 3});
+    document["artifactType"] = json!("application/x");
+    document["annotations"] = json!({"k": "v"});
+    let (reply, digest) = put_manifest(&running, "a", "v1", &document).await;
+    assert_eq!(reply.status, 201);
+    assert_eq!(reply.header("oci-subject"), Some(subject.to_string().as_str()));
+    let size = serde_json::to_vec(&document).unwrap().len();
+    let entry = json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size,
+        "artifactType": "application/x", "annotations": {"k": "v"}});
+    let target = format!("/v2/a/referrers/{subject}");
+    let reply = running.get(&target, &[]).await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some(OCI_INDEX)));
+    assert_eq!(reply.json()["manifests"], json!([entry]));
+    let reply = running.get(&format!("{target}?artifactType=application%2Fy"), &[]).await;
+    assert_eq!(reply.header("oci-filters-applied"), Some("artifactType"));
+    assert_eq!(reply.json()["manifests"], json!([]));
+}
+
+#[tokio::test]
+async fn other_paths_methods_and_namespaces_are_refused() {
+    let (_scene, running) = start();
+    let digest = Digest::sha256(b"");
+    for (method, target, status) in [
+        ("GET", "/v2/a/blobs/sha256:00".to_string(), 400),
+        ("GET", "/v2/a/manifests/.INVALID_MANIFEST_NAME".to_string(), 404),
+        ("GET", "/v2/A/tags/list".to_string(), 400),
+        ("GET", "/v2/%2e%2e/..%2f%2fetc/passwd".to_string(), 400),
+        ("GET", "/v2/a/b".to_string(), 404),
+        ("GET", "/".to_string(), 404),
+        ("GET", format!("/v2/{}", "a/".repeat(3000)), 404),
+        ("POST", "/v2/".to_string(), 405),
+        ("PUT", "/v2/a/tags/list".to_string(), 405),
+        ("PUT", format!("/v2/a/blobs/{digest}"), 405),
+        ("POST", "/v2/a/manifests/v1".to_string(), 405),
+        ("GET", "/v2/a/blobs/uploads/".to_string(), 405),
+        ("TRACE", format!("/v2/a/blobs/{digest}"), 405),
+        ("GET", "/v2/a/tags/list?n=x".to_string(), 400),
+        // No upstream is configured, so none is contacted.
+        ("GET", format!("/v2/a/blobs/{digest}?ns=docker.io"), 404),
+        ("GET", format!("/v2/a/blobs/{digest}?ns=169.254.169.254"), 404),
+        ("GET", format!("/v2/a/blobs/{digest}?ns=a&ns=b"), 400),
+        ("GET", format!("/v2/a/blobs/{digest}?ns=a%0d%0ab"), 400),
+        ("POST", "/v2/a/blobs/uploads/?ns=docker.io".to_string(), 405),
+        ("PUT", "/v2/a/manifests/v1?ns=docker.io".to_string(), 405),
+    ] {
+        let reply = running.request(method, &target, &[], b"").await;
+        assert_eq!(reply.status, status, "{method} {target}");
+        assert!(!reply.code().is_empty(), "{method} {target}");
+        assert_eq!(reply.header("allow").is_some(), status == 405, "{method} {target}");
+    }
+}
+
+#[tokio::test]
+async fn without_local_repositories_nothing_is_known_and_nothing_written() {
+    let scene = Scene::new();
+    let running = Running::start(Registry::new(scene.store.clone(), false), Limits::default());
+    assert_eq!(running.get("/v2/", &[]).await.status, 200);
+    assert_eq!(running.get("/v2/a/tags/list", &[]).await.status, 404);
+    assert_eq!(running.request("POST", "/v2/a/blobs/uploads/", &[], b"").await.status, 405);
+}
