@@ -87,3 +87,18 @@ impl fmt::Display for Class {
         f.write_str(self.label())
     }
 }
+
+/// An error with everything that caused it: `a: b: c`. Where a cause is quoted by what it caused already, it is not said twice.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -104,7 +104,9 @@ mod tests {
                     .await
             }
         };
-        let (a, b, c, ()) = tokio::join!(ask(1), ask(2), ask(3), async { open.send_replace(true); });
+        let (a, b, c, ()) = tokio::join!(ask(1), ask(2), ask(3), async {
+            open.send_replace(true);
+        });
         assert_eq!((a, b, c), (1, 1, 1));
         assert_eq!(runs.load(Ordering::Relaxed), 1);
         assert_eq!(flight.run("k", || async { 9 }).await, 9, "a result is not kept");

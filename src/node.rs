@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
@@ -22,7 +22,8 @@ use crate::{
     blocking,
     config::{Address, Config, HostPort},
     objects::{
-        Backend, BackendError, BoxFuture, Change, Directory, Event, Key, Listing, Object, SecretObject, ServiceAccount, Status,
+        Backend, BackendError, BoxFuture, Change, Directory, Event, Key, Listing, Object, SecretObject, ServiceAccount,
+        Status,
     },
     oci,
     pull::{PullError, Puller},
@@ -168,7 +169,12 @@ impl Node {
             let mut serving = node.serving.lock().await;
             listen(&mut serving, registry, Registry::new(store.clone(), config.local_repositories()), &shutdown);
             listen(&mut serving, artifacts, Artifacts::new(store.clone(), published), &shutdown);
-            listen(&mut serving, admin, Admin::new(control.clone(), store.clone(), node.admin, admin_token.as_ref()), &shutdown);
+            listen(
+                &mut serving,
+                admin,
+                Admin::new(control.clone(), store.clone(), node.admin, admin_token.as_ref()),
+                &shutdown,
+            );
             serving.spawn(reconciler.run(changes));
             serving.spawn(sync(store.clone(), shutdown.clone()));
             serving.spawn(collect(control, shutdown));
@@ -177,14 +183,10 @@ impl Node {
         Ok(node)
     }
 
-    /// The one line that says so on stdout.
-    pub fn ready_line(&self) -> Value {
-        json!({
-            "ready": true,
-            "registry": self.registry.to_string(),
-            "artifacts": self.artifacts.to_string(),
-            "admin": self.admin.to_string(),
-        })
+    /// The one line of JSON that says so on stdout; `ready` stands first.
+    pub fn ready_line(&self) -> String {
+        let (registry, artifacts, admin) = (self.registry, self.artifacts, self.admin);
+        format!(r#"{{"ready":true,"registry":"{registry}","artifacts":"{artifacts}","admin":"{admin}"}}"#)
     }
 
     /// The registry listener's address.
@@ -328,7 +330,8 @@ impl Control for Controls {
 
     fn collect(&self) -> BoxFuture<'_, Result<Value, String>> {
         Box::pin(async move {
-            let (store, reconciler, grants) = (self.store.clone(), self.reconciler.clone(), self.puller.grants().clone());
+            let (store, reconciler, grants) =
+                (self.store.clone(), self.reconciler.clone(), self.puller.grants().clone());
             let collected = blocking::io(move || {
                 let collected = store.collect(|| reconciler.roots(), UNREFERENCED_FOR).map_err(|e| e.to_string())?;
                 let held = |digest: &_| store.has(digest).unwrap_or(true);

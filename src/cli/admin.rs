@@ -43,9 +43,10 @@ impl Server {
             None => None,
         };
         let server = self.server.trim_end_matches('/');
-        let (status, body) = request(method, &format!("{server}{path}"), token.as_deref()).await.with_context(|| {
-            format!("cannot ask the daemon at {server}: is `larder serve` running, and is this its --admin-listen?")
-        })?;
+        let (status, body) =
+            request(method, &format!("{server}{path}"), token.as_deref()).await.with_context(|| {
+                format!("cannot ask the daemon at {server}: is `larder serve` running, and is this its --admin-listen?")
+            })?;
         let value = serde_json::from_slice(&body)
             .with_context(|| format!("{server} answered {status}, but not with JSON: is it a larder?"))?;
         Ok((status, value))

@@ -15,7 +15,9 @@ use crate::objects::Kind;
 
 /// Show the objects and their state
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  larder get\n  larder get ocirepositories -o json\n  larder get ks --server http://127.0.0.1:9440")]
+#[command(
+    after_help = "Examples:\n  larder get\n  larder get ocirepositories -o json\n  larder get ks --server http://127.0.0.1:9440"
+)]
 pub struct Arguments {
     /// Only this kind: its name, plural or short name
     kind: Option<String>,
@@ -70,7 +72,11 @@ fn row(item: &Value) -> Vec<String> {
     let ready = status["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Ready");
     let revision = [&status["artifact"]["revision"], &status["lastAppliedRevision"]].map(text);
     let revision = revision.into_iter().find(|r| !r.is_empty()).unwrap_or_default();
-    let shown = if item["spec"]["suspend"] == true { "Suspended".into() } else { ready.map_or("".into(), |c| text(&c["status"])) };
+    let shown = if item["spec"]["suspend"] == true {
+        "Suspended".into()
+    } else {
+        ready.map_or("".into(), |c| text(&c["status"]))
+    };
     vec![
         text(&item["kind"]),
         text(&item["metadata"]["namespace"]),

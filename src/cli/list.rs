@@ -16,7 +16,9 @@ const AT_ONCE: usize = 8;
 
 /// List a repository's tags with digest, source and revision
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  larder list oci://ghcr.io/org/my-app-config\n  larder list --plain-http oci://127.0.0.1:5000/my-app-config -o json")]
+#[command(
+    after_help = "Examples:\n  larder list oci://ghcr.io/org/my-app-config\n  larder list --plain-http oci://127.0.0.1:5000/my-app-config -o json"
+)]
 pub struct Arguments {
     /// The repository
     #[arg(value_name = "oci://HOST/REPO", value_parser = reference)]
@@ -76,7 +78,8 @@ async fn row(at: &super::remote::Opened, tag: Tag) -> anyhow::Result<Row> {
         Ok(Document::Index(index)) => index.annotations,
         Err(_) => Default::default(),
     };
-    let annotation = |name: &str| annotations.get(&format!("org.opencontainers.image.{name}")).cloned().unwrap_or_default();
+    let annotation =
+        |name: &str| annotations.get(&format!("org.opencontainers.image.{name}")).cloned().unwrap_or_default();
     Ok(Row {
         tag: selector.to_string(),
         digest: manifest.digest.to_string(),

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 /// `-o`.
@@ -39,9 +39,8 @@ pub fn print_table(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> 
         text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
     };
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| clean(cell)).collect()).collect();
-    let width = |n: usize| {
-        rows.iter().map(|row| row[n].chars().count()).chain([header[n].len()]).max().unwrap_or_default()
-    };
+    let width =
+        |n: usize| rows.iter().map(|row| row[n].chars().count()).chain([header[n].len()]).max().unwrap_or_default();
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let mut out = std::io::stdout().lock();
     let mut line = |cells: Vec<&str>| -> std::io::Result<()> {
@@ -74,17 +73,4 @@ pub fn spinner(message: impl Into<String>) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(message.into());
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
-}
-
-/// A bar over `total` bytes, shown on a terminal only.
-pub fn byte_bar(total: u64, message: impl Into<String>) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}");
-    let bar = ProgressBar::new(total).with_message(message.into());
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }

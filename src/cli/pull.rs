@@ -33,7 +33,9 @@ const MARK: &str = "user.larder.digest";
 
 /// Pull, verify and unpack: the directory is complete or untouched
 #[derive(Debug, clap::Args)]
-#[command(after_help = "DIR is made, or replaced if it is empty or what an earlier pull made; any other is refused unless --force is given.\n\nExamples:\n  larder pull oci://ghcr.io/org/my-app-config:v1.0.0 --output ./my-app-config\n  larder pull oci://ghcr.io/org/my-app-config@sha256:… --output ./my-app-config")]
+#[command(
+    after_help = "DIR is made, or replaced if it is empty or what an earlier pull made; any other is refused unless --force is given.\n\nExamples:\n  larder pull oci://ghcr.io/org/my-app-config:v1.0.0 --output ./my-app-config\n  larder pull oci://ghcr.io/org/my-app-config@sha256:… --output ./my-app-config"
+)]
 pub struct Arguments {
     /// What to pull; `latest` if neither tag nor digest is named
     #[arg(value_name = "oci://HOST/REPO[:TAG|@DIGEST]", value_parser = reference)]
@@ -142,7 +144,10 @@ fn refuse_what_is_not_ours(target: &Path, force: bool) -> anyhow::Result<()> {
     if is_empty || force || has_mark(target) {
         return Ok(());
     }
-    bail!("{} is not empty and was not made by a pull; name another directory, or give --force to replace it", target.display())
+    bail!(
+        "{} is not empty and was not made by a pull; name another directory, or give --force to replace it",
+        target.display()
+    )
 }
 
 fn has_mark(directory: &Path) -> bool {

@@ -17,7 +17,9 @@ use crate::{
 
 /// Package a directory or file and push it
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  larder push oci://ghcr.io/org/my-app-config:v1.0.0 --path ./deploy \\\n      --source https://github.com/org/app --revision main@sha1:0123abcd\n  larder push --plain-http oci://127.0.0.1:5000/my-app-config:v1.0.0 --path my-app-config\n  kustomize build . | larder push oci://ghcr.io/org/app:latest --path -\n\nEqual content gives equal bytes, whatever the machine, the time or the files' owner.")]
+#[command(
+    after_help = "Examples:\n  larder push oci://ghcr.io/org/my-app-config:v1.0.0 --path ./deploy \\\n      --source https://github.com/org/app --revision main@sha1:0123abcd\n  larder push --plain-http oci://127.0.0.1:5000/my-app-config:v1.0.0 --path my-app-config\n  kustomize build . | larder push oci://ghcr.io/org/app:latest --path -\n\nEqual content gives equal bytes, whatever the machine, the time or the files' owner."
+)]
 pub struct Arguments {
     /// Where to
     #[arg(value_name = "oci://HOST/REPO:TAG", value_parser = reference)]
@@ -85,7 +87,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         eprintln!("warning: left {} entries out: symlinks and special files; an artifact holds none", packed.left_out);
     }
     let at = arguments.remote.open(&arguments.reference).await?;
-    spinner.set_message(format!("pushing {} to {}/{}", output::bytes(packed.layer.len() as u64), at.endpoint.registry, at.repository));
+    spinner.set_message(format!(
+        "pushing {} to {}/{}",
+        output::bytes(packed.layer.len() as u64),
+        at.endpoint.registry,
+        at.repository
+    ));
     upload(&at, &packed, &Selector::Tag(tag.clone())).await?;
     spinner.finish_and_clear();
     let (repository, digest) = (format!("{}/{}", at.endpoint.registry, at.repository), packed.manifest_digest);
@@ -101,7 +108,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 /// Uploads config, layer and manifest, in the order that no reader ever sees a manifest without its blobs.
 pub async fn upload(at: &Opened, packed: &Packed, to: &Selector) -> anyhow::Result<()> {
     let (client, endpoint, repository, budget) = (&at.client, &at.endpoint, &at.repository, at.budget);
-    for (descriptor, bytes) in [(&packed.config_descriptor, &packed.config), (&packed.layer_descriptor, &packed.layer)] {
+    for (descriptor, bytes) in [(&packed.config_descriptor, &packed.config), (&packed.layer_descriptor, &packed.layer)]
+    {
         client.push_blob(endpoint, repository, &descriptor.digest, bytes.clone().into(), budget).await?;
     }
     let manifest = packed.manifest.clone().into();

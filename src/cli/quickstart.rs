@@ -34,7 +34,9 @@ const NAMESPACE: &str = "flux-system";
 
 /// The whole story on one machine: registry, push, reconcile, serve, update
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Nothing else needs to be installed. Exit status 0 only if every step was really observed.\n\nExamples:\n  larder quickstart\n  larder quickstart --keep --data ./larder-data")]
+#[command(
+    after_help = "Nothing else needs to be installed. Exit status 0 only if every step was really observed.\n\nExamples:\n  larder quickstart\n  larder quickstart --keep --data ./larder-data"
+)]
 pub struct Arguments {
     /// Keep the data here, instead of in a temporary directory
     #[arg(long, value_name = "DIR")]
@@ -192,12 +194,7 @@ async fn object(server: &Server, kind: &str, name: &str) -> anyhow::Result<Optio
 }
 
 /// Waits until the object is Ready and as wanted.
-async fn settled(
-    server: &Server,
-    kind: &str,
-    name: &str,
-    wanted: impl Fn(&Value) -> bool,
-) -> anyhow::Result<Value> {
+async fn settled(server: &Server, kind: &str, name: &str, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
     let end = Instant::now() + PATIENCE;
     let mut last = None;
     while Instant::now() < end {
@@ -224,7 +221,11 @@ async fn fetch_and_check(source: &Value) -> anyhow::Result<String> {
     let (status, body) = super::admin::fetch(&url, PATIENCE).await?;
     ensure!(status == StatusCode::OK, "GET {url} answered {status}");
     let digest = Digest::sha256(&body).to_string();
-    ensure!(digest == digest_of(source), "GET {url}: the bytes hash to {digest}, the status says {}", digest_of(source));
+    ensure!(
+        digest == digest_of(source),
+        "GET {url}: the bytes hash to {digest}, the status says {}",
+        digest_of(source)
+    );
     ensure!(source["status"]["artifact"]["size"] == body.len(), "GET {url}: the size is not the status's");
     Ok(url)
 }
@@ -234,8 +235,14 @@ async fn rendered(node: &Node, server: &Server, revision: &str, image: &str) -> 
     settled(server, "Kustomization", "my-app-kustomization", applied).await?;
     let file = node.data().join("rendered").join(NAMESPACE).join("my-app-kustomization.yaml");
     let mut yaml = String::new();
-    std::fs::File::open(&file).and_then(|mut f| f.read_to_string(&mut yaml)).with_context(|| file.display().to_string())?;
-    ensure!(yaml.contains("kind: Deployment") && yaml.contains(image), "{} lacks the Deployment of {image}", file.display());
+    std::fs::File::open(&file)
+        .and_then(|mut f| f.read_to_string(&mut yaml))
+        .with_context(|| file.display().to_string())?;
+    ensure!(
+        yaml.contains("kind: Deployment") && yaml.contains(image),
+        "{} lacks the Deployment of {image}",
+        file.display()
+    );
     Ok((file, yaml))
 }
 

@@ -17,7 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(3_600);
 
 /// Reconcile an object now and wait for the result
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit status 0 only if the object is Ready.\n\nExamples:\n  larder reconcile ocirepository/podinfo\n  larder reconcile ks/my-app-kustomization -n flux-system")]
+#[command(
+    after_help = "Exit status 0 only if the object is Ready.\n\nExamples:\n  larder reconcile ocirepository/podinfo\n  larder reconcile ks/my-app-kustomization -n flux-system"
+)]
 pub struct Arguments {
     /// Which object
     #[arg(value_name = "KIND/NAME")]
@@ -37,7 +39,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (kind, name) = arguments.object.split_once('/').context("write KIND/NAME, such as ocirepository/podinfo")?;
     let kind = find_kind(kind)?;
     for part in [name, &arguments.namespace] {
-        if part.is_empty() || !part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.') {
+        if part.is_empty()
+            || !part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+        {
             bail!("{part:?} is not a Kubernetes name: lower-case letters, digits, '-' and '.'");
         }
     }

@@ -60,7 +60,8 @@ impl Remote {
     pub async fn open(&self, reference: &Reference) -> anyhow::Result<Opened> {
         let ca = match &self.ca {
             Some(path) => {
-                let pem = std::fs::read_to_string(path).with_context(|| format!("cannot read --ca {}", path.display()))?;
+                let pem =
+                    std::fs::read_to_string(path).with_context(|| format!("cannot read --ca {}", path.display()))?;
                 Some(pem.into())
             }
             None => None,

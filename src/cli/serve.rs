@@ -12,7 +12,9 @@ use crate::{
 
 /// The daemon: registry, artifacts, reconciler
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  larder serve --objects ./objects\n  larder serve --config /etc/larder/larder.yaml\n  larder serve --objects ./objects --insecure-registry 127.0.0.1:5001")]
+#[command(
+    after_help = "Examples:\n  larder serve --objects ./objects\n  larder serve --config /etc/larder/larder.yaml\n  larder serve --objects ./objects --insecure-registry 127.0.0.1:5001"
+)]
 pub struct Arguments {
     #[command(flatten)]
     settings: Settings,

@@ -25,10 +25,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  larder store info --data /var/lib/larder -o json")]
     Info(Info),
     /// Hash everything again; exit 1 and a list if anything is wrong
-    #[command(after_help = "Works beside a running daemon; --repair needs it stopped.\n\nExample:\n  larder store verify --data /var/lib/larder --repair")]
+    #[command(
+        after_help = "Works beside a running daemon; --repair needs it stopped.\n\nExample:\n  larder store verify --data /var/lib/larder --repair"
+    )]
     Verify(Verify),
     /// Collect garbage, through the daemon where one holds the data
-    #[command(after_help = "Removes what nothing has named for 24 hours.\n\nExample:\n  larder store gc --data /var/lib/larder")]
+    #[command(
+        after_help = "Removes what nothing has named for 24 hours.\n\nExample:\n  larder store gc --data /var/lib/larder"
+    )]
     Gc(Gc),
 }
 
@@ -99,10 +103,10 @@ async fn info(arguments: Info) -> anyhow::Result<()> {
         return output::print_document(&usage, arguments.output);
     }
     let row = |what: &str, count: u64, bytes: u64| vec![what.into(), count.to_string(), output::bytes(bytes)];
-    output::print_table(&["WHAT", "COUNT", "BYTES"], &[
-        row("blobs", usage.blobs.count, usage.blobs.bytes),
-        row("files", usage.files.count, usage.files.bytes),
-    ])?;
+    output::print_table(
+        &["WHAT", "COUNT", "BYTES"],
+        &[row("blobs", usage.blobs.count, usage.blobs.bytes), row("files", usage.files.count, usage.files.bytes)],
+    )?;
     println!("kept {} for {} that is served", output::bytes(usage.physical), output::bytes(usage.logical));
     Ok(())
 }
@@ -132,7 +136,9 @@ async fn verify(arguments: Verify) -> anyhow::Result<()> {
     }
     match report.problems.len() {
         0 => Ok(()),
-        n => bail!("{n} of them are not what their names say{}", if repair { "" } else { "; --repair puts them aside" }),
+        n => {
+            bail!("{n} of them are not what their names say{}", if repair { "" } else { "; --repair puts them aside" })
+        }
     }
 }
 

@@ -29,18 +29,28 @@ pub struct Arguments {
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Some(selector) = &arguments.reference.selector else {
-        bail!("{}/{} names no tag or digest; write oci://HOST/REPO:TAG", arguments.reference.registry, arguments.reference.repository);
+        bail!(
+            "{}/{} names no tag or digest; write oci://HOST/REPO:TAG",
+            arguments.reference.registry,
+            arguments.reference.repository
+        );
     };
     let at = arguments.remote.open(&arguments.reference).await?;
     let manifest = at.client.manifest(&at.endpoint, &at.repository, selector, at.budget).await?;
     let media_type = manifest.content_type.as_deref().unwrap_or(crate::oci::media_type::OCI_MANIFEST);
     for tag in &arguments.tags {
         let to = Selector::Tag(tag.clone());
-        at.client.push_manifest(&at.endpoint, &at.repository, &to, media_type, manifest.bytes.clone(), at.budget).await?;
+        at.client
+            .push_manifest(&at.endpoint, &at.repository, &to, media_type, manifest.bytes.clone(), at.budget)
+            .await?;
     }
     let repository = format!("{}/{}", at.endpoint.registry, at.repository);
     if arguments.output != Format::Table {
-        let tagged: Vec<_> = arguments.tags.iter().map(|tag| json!({"repository": repository, "tag": tag.as_str(), "digest": manifest.digest})).collect();
+        let tagged: Vec<_> = arguments
+            .tags
+            .iter()
+            .map(|tag| json!({"repository": repository, "tag": tag.as_str(), "digest": manifest.digest}))
+            .collect();
         return output::print_document(&tagged, arguments.output);
     }
     for tag in &arguments.tags {

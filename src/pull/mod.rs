@@ -204,7 +204,9 @@ impl Puller {
         if held {
             match self.client.resolve(&way.endpoint, &way.repository, &selector, budget).await {
                 Ok(found) => return Ok(Target { tag: tag_of(selector), digest: found.digest, fetched: None }),
-                Err(error) if matches!(error.class(), Class::Net | Class::Rate | Class::Policy) => return Err(error.into()),
+                Err(error) if matches!(error.class(), Class::Net | Class::Rate | Class::Policy) => {
+                    return Err(error.into());
+                }
                 // Some registries answer a HEAD wrongly or not at all, and pull-through caches fill only on a GET.
                 Err(_) => {}
             }
@@ -278,11 +280,17 @@ impl Puller {
     }
 
     /// A blob, held: the store's where this asker may have it, else fetched, once for all who ask at once.
-    pub async fn blob(&self, way: &Arc<Way>, descriptor: &Descriptor, budget: Budget) -> Result<(Blob, Lease), PullError> {
+    pub async fn blob(
+        &self,
+        way: &Arc<Way>,
+        descriptor: &Descriptor,
+        budget: Budget,
+    ) -> Result<(Blob, Lease), PullError> {
         let lease = self.store.lease(descriptor.digest);
         let key = (Arc::clone(way), descriptor.digest);
         let fetch = || async { self.fetch_blob(way, descriptor, budget).await.map_err(Arc::new) };
-        let blob = self.blobs.run(key, fetch).await.map_err(|e| Arc::try_unwrap(e).unwrap_or_else(PullError::Shared))?;
+        let blob =
+            self.blobs.run(key, fetch).await.map_err(|e| Arc::try_unwrap(e).unwrap_or_else(PullError::Shared))?;
         Ok((blob, lease))
     }
 

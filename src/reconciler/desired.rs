@@ -143,11 +143,7 @@ pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desire
     common(shared, object, asked, None).await.map(Some)
 }
 
-async fn helm_chart(
-    shared: &Arc<Shared>,
-    object: &Object,
-    spec: &HelmChartSpec,
-) -> Result<Option<Desired>, Refused> {
+async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec) -> Result<Option<Desired>, Refused> {
     if spec.source_ref.kind != Kind::HelmRepository.name() {
         // Charts out of Git and buckets are Flux's own.
         return Ok(None);
@@ -220,7 +216,8 @@ async fn common(
     }
     let credentials = credentials(shared, object, &asked, &reference).await?;
     if asked.provider != "generic" && credentials.is_none() {
-        let message = format!("spec.provider: {} needs a login that this version does not do; name a secretRef", asked.provider);
+        let message =
+            format!("spec.provider: {} needs a login that this version does not do; name a secretRef", asked.provider);
         return Err(Refused::spec("FeatureGateDisabled", Class::Policy, message));
     }
     let named_insecure = shared.config.insecure_registries.contains(&reference.registry);
@@ -232,8 +229,7 @@ async fn common(
     };
     certificates(shared, object, &asked, &mut transport).await?;
     transport.proxy = proxy(shared, object, &asked).await?;
-    let endpoint =
-        Endpoint { registry: reference.registry, transport, credentials: credentials.unwrap_or_default() };
+    let endpoint = Endpoint { registry: reference.registry, transport, credentials: credentials.unwrap_or_default() };
     Ok(Desired {
         route: Route { way: Arc::new(Way { endpoint, repository: reference.repository }), wanted: asked.wanted },
         url: asked.url,
@@ -277,7 +273,9 @@ async fn credentials(
         let found = found.map_err(|e| Refused::authentication(format!("spec.serviceAccountName: {e}")))?;
         let found = found.ok_or_else(|| {
             let namespace = &object.key.namespace;
-            Refused::authentication(format!("spec.serviceAccountName: ServiceAccount '{namespace}/{account}' not found"))
+            Refused::authentication(format!(
+                "spec.serviceAccountName: ServiceAccount '{namespace}/{account}' not found"
+            ))
         })?;
         for name in found.image_pull_secrets {
             let field = format!("serviceAccountName: imagePullSecrets of {account}");
@@ -378,7 +376,9 @@ fn wanted(wanted: view::Wanted, chart: bool) -> Result<Wanted, Refused> {
         view::Wanted::Digest(text) => {
             text.parse().map(Wanted::Digest).map_err(|e: DigestError| refused("digest", e.to_string()))
         }
-        view::Wanted::Tag(text) => text.parse().map(Wanted::Tag).map_err(|e: ReferenceError| refused("tag", e.to_string())),
+        view::Wanted::Tag(text) => {
+            text.parse().map(Wanted::Tag).map_err(|e: ReferenceError| refused("tag", e.to_string()))
+        }
         view::Wanted::Semver { range, filter } => Ok(Wanted::Version { range, filter, chart }),
     }
 }
@@ -411,7 +411,14 @@ impl Desired {
     }
 
     /// Writes beside the artifact what it was made from.
-    pub fn observe(&self, status: &mut Status, key: &Key, target: &Target, chart: Option<&helm::Chart>, advertise: &str) {
+    pub fn observe(
+        &self,
+        status: &mut Status,
+        key: &Key,
+        target: &Target,
+        chart: Option<&helm::Chart>,
+        advertise: &str,
+    ) {
         if let Some(artifact) = &status.artifact
             && key.kind != Kind::GitRepository
             && let Some((directory, _)) = artifact.path.rsplit_once('/')
@@ -452,4 +459,3 @@ impl Desired {
         }
     }
 }
-

@@ -14,7 +14,7 @@ use crate::{
         build::{self, ArtifactError, Built, Caps, Ignoring, Tree},
         choose::Chosen,
     },
-    class::Class,
+    class::{Class, chain},
     objects::condition::kinds,
     store::{Blob, Durability, Store},
 };
@@ -56,7 +56,7 @@ fn failed(reason: &'static str, class: Class, message: impl Into<String>) -> Fai
 }
 
 fn unusable(error: &ArtifactError) -> Failure {
-    failed("ChartPullError", error.class(), format!("the chart cannot be used: {error}"))
+    failed("ChartPullError", error.class(), format!("the chart cannot be used: {}", chain(error)))
 }
 
 /// Builds the chart's artifact. Synchronous: run it behind `blocking::cpu`.
@@ -86,8 +86,9 @@ pub fn build(
         build::rewrite_with(&tree, &replaced, |bytes| scratch.write(bytes).map_err(ArtifactError::from))?;
         Ok(scratch.commit(Durability::Now)?)
     };
-    let blob = packed()
-        .map_err(|e| failed("ChartPackageError", e.class(), format!("the chart cannot be packaged anew: {e}")))?;
+    let blob = packed().map_err(|e| {
+        failed("ChartPackageError", e.class(), format!("the chart cannot be packaged anew: {}", chain(&e)))
+    })?;
     let tree = open(store, &blob, caps)?;
     let built = Built { blob, passed_through: false, tree: Some(tree), dropped: built.dropped };
     Ok((built, Chart { version, ..chart }))
@@ -109,7 +110,9 @@ fn describe(tree: &Tree) -> Result<(String, Chart, Value), Failure> {
     let metadata = read(tree, &format!("{root}/Chart.yaml"))?.ok_or_else(|| wrong("Chart.yaml is missing"))?;
     let field = |name: &str| match metadata[name].as_str() {
         // Both become part of a path.
-        Some(text) if !text.is_empty() && !text.starts_with('.') && !text.contains(['/', '\\']) && text.len() <= 128 => {
+        Some(text)
+            if !text.is_empty() && !text.starts_with('.') && !text.contains(['/', '\\']) && text.len() <= 128 =>
+        {
             Ok(text.to_string())
         }
         _ => Err(wrong(&format!("Chart.yaml has no usable {name}"))),

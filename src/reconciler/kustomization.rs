@@ -19,7 +19,7 @@ use super::{Shared, backoff::jittered};
 use crate::{
     apply::render::{self, RenderError, Rendered},
     blocking,
-    class::Class,
+    class::{Class, chain},
     metrics,
     objects::{
         Artifact, Event, Inventory, Key, Kind, KustomizationSpec, Object, Spec, Status,
@@ -179,8 +179,12 @@ async fn bring(
     status.last_attempted_revision = Some(artifact.revision.clone());
     let source_namespace = spec.source_ref.namespace.clone().unwrap_or_else(|| object.key.namespace.to_string());
     let root = shared.puller.store().root().to_path_buf();
-    let contents =
-        root.join("source").join(source_namespace).join(&spec.source_ref.name).join(artifact.digest.hex()).join("contents");
+    let contents = root
+        .join("source")
+        .join(source_namespace)
+        .join(&spec.source_ref.name)
+        .join(artifact.digest.hex())
+        .join("contents");
     let (of, rendering) = (Arc::clone(object), shared.config.rendering.clone());
     let limit = timeout(spec);
     let work = blocking::io(move || {
@@ -211,15 +215,18 @@ fn source(shared: &Arc<Shared>, object: &Object, spec: &KustomizationSpec) -> Re
     let reference = &spec.source_ref;
     let namespace = reference.namespace.as_deref().unwrap_or(&object.key.namespace);
     let waiting = |message: String| Blocked::Waiting { reason: "ArtifactFailed", message };
-    let kind = Kind::find(&reference.kind)
-        .filter(|k| matches!(k, Kind::OCIRepository | Kind::GitRepository))
-        .ok_or_else(|| waiting(format!("source kind {:?} is not one of OCIRepository and GitRepository", reference.kind)))?;
+    let kind =
+        Kind::find(&reference.kind).filter(|k| matches!(k, Kind::OCIRepository | Kind::GitRepository)).ok_or_else(
+            || waiting(format!("source kind {:?} is not one of OCIRepository and GitRepository", reference.kind)),
+        )?;
     let key = Key::new(kind, namespace, &reference.name);
     let state = shared.lock();
     let entry = state.objects.get(&key).ok_or_else(|| waiting(format!("Source '{key}' not found")))?;
-    entry.status.artifact.clone().ok_or_else(|| {
-        waiting(format!("Source artifact not found, retrying in {}s", REQUEUE_DEPENDENCY.as_secs()))
-    })
+    entry
+        .status
+        .artifact
+        .clone()
+        .ok_or_else(|| waiting(format!("Source artifact not found, retrying in {}s", REQUEUE_DEPENDENCY.as_secs())))
 }
 
 /// Whether all of `dependsOn` is Ready, for the same revision where the source is the same.
@@ -240,8 +247,8 @@ fn dependencies(
         let entry = state.objects.get(&key).ok_or_else(|| waiting("not found"))?;
         let Spec::Kustomization(theirs) = &entry.object.spec else { return Err(waiting("is not a Kustomization")) };
         let status = &entry.status;
-        let ready = status.conditions.is_true(kinds::READY)
-            && status.observed_generation == entry.object.metadata.generation;
+        let ready =
+            status.conditions.is_true(kinds::READY) && status.observed_generation == entry.object.metadata.generation;
         if !ready {
             return Err(waiting("is not ready"));
         }
@@ -293,8 +300,10 @@ fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<
             return if is_new { vec![event] } else { Vec::new() };
         }
         Err(Blocked::Waiting { reason, message }) => (*reason, message.clone(), false),
-        Err(Blocked::Render(error)) => (error.reason(), error.to_string(), error.is_stalled()),
-        Err(Blocked::Write(error)) => ("ReconciliationFailed", format!("cannot write the rendered file: {error}"), false),
+        Err(Blocked::Render(error)) => (error.reason(), chain(error), error.is_stalled()),
+        Err(Blocked::Write(error)) => {
+            ("ReconciliationFailed", format!("cannot write the rendered file: {error}"), false)
+        }
         Err(Blocked::Timeout(limit)) => {
             ("BuildFailed", format!("rendering lasted longer than spec.timeout ({} s)", limit.as_secs()), false)
         }
@@ -313,6 +322,5 @@ fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<
     if known.is_some_and(|k| k.reason == reason && k.message == message) {
         return Vec::new();
     }
-    tracing::warn!(key = %object.key, reason, "{message}");
     vec![Event { normal: false, reason: reason.into(), message }]
 }

@@ -297,16 +297,8 @@ impl Shared {
             return;
         }
         let (status, retained) = source::republish(self, &object, status).await;
-        let entry = Entry {
-            object,
-            status,
-            desired: None,
-            group: None,
-            task: None,
-            epoch: 0,
-            gate: Arc::default(),
-            retained,
-        };
+        let entry =
+            Entry { object, status, desired: None, group: None, task: None, epoch: 0, gate: Arc::default(), retained };
         self.lock().objects.insert(key, entry);
     }
 

@@ -20,7 +20,7 @@ use crate::{
         choose::{self, Choice, Chosen},
     },
     blocking,
-    class::Class,
+    class::{Class, chain},
     digest::Digest,
     metrics,
     objects::{
@@ -89,8 +89,8 @@ impl Failure {
             _ => (kinds::FETCH_FAILED, "OCIArtifactPullFailed"),
         };
         let message = match reason {
-            "ReadOperationFailed" => format!("failed to determine the artifact tag: {error}"),
-            _ => format!("failed to pull artifact ({wanted}): {error}"),
+            "ReadOperationFailed" => format!("failed to determine the artifact tag: {}", chain(error)),
+            _ => format!("failed to pull artifact ({wanted}): {}", chain(error)),
         };
         Self {
             retry_after: error.registry().and_then(|e| e.retry_after()),
@@ -104,11 +104,11 @@ impl Failure {
             Class::Disk => (kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed"),
             _ => (kinds::FETCH_FAILED, "OCIArtifactLayerOperationFailed"),
         };
-        Self::new(condition, reason, class, format!("failed to make the artifact: {error}"))
+        Self::new(condition, reason, class, format!("failed to make the artifact: {}", chain(error)))
     }
 
     fn storing(error: &StoreError) -> Self {
-        let message = format!("failed to store the artifact: {error}");
+        let message = format!("failed to store the artifact: {}", chain(error));
         Self::new(kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed", error.class(), message)
     }
 }
@@ -175,7 +175,7 @@ async fn pass(
     events.extend(warning.map(|message| Event { normal: false, reason: "PlatformMismatch".into(), message }));
     let failure = result.err();
     if let Some(failure) = &failure {
-        tracing::warn!(%key, class = %failure.class, reason = failure.reason, "{}", failure.message);
+        tracing::debug!(%key, class = %failure.class, reason = failure.reason, "{}", failure.message);
     }
     shared.conclude(&object, status, events).await;
     record(key, failure.as_ref().map(|f| f.class), started.elapsed());
@@ -247,15 +247,17 @@ async fn obtain(
         ignore: desired.ignore.clone(),
         values: desired.chart.as_ref().and_then(|c| c.values.clone()),
     };
-    shared.builds.run(key, || async { make(shared, desired, target, budget).await.map(Arc::new).map_err(Arc::new) }).await
+    shared
+        .builds
+        .run(key, || async { make(shared, desired, target, budget).await.map(Arc::new).map_err(Arc::new) })
+        .await
 }
 
 async fn make(shared: &Arc<Shared>, desired: &Desired, target: &Target, budget: Budget) -> Result<Obtained, Failure> {
     let (way, wanted) = (&desired.route.way, &desired.route.wanted);
     let pulling = |e: PullError| Failure::pulling(&e, wanted);
     let manifest = shared.puller.manifest(way, target, budget).await.map_err(pulling)?;
-    let chosen: Chosen =
-        choose::choose(&manifest.manifest, &desired.choice).map_err(|e| Failure::building(&e))?;
+    let chosen: Chosen = choose::choose(&manifest.manifest, &desired.choice).map_err(|e| Failure::building(&e))?;
     let mut layers = Vec::new();
     let mut leases = Vec::new();
     let mut fetching = JoinSet::new();
@@ -279,8 +281,7 @@ async fn make(shared: &Arc<Shared>, desired: &Desired, target: &Target, budget: 
         }
         Some(wanted) => {
             let wanted = wanted.clone();
-            let (built, chart) =
-                blocking::cpu(move || helm::build(&store, &chosen, &layers, &wanted, caps)).await?;
+            let (built, chart) = blocking::cpu(move || helm::build(&store, &chosen, &layers, &wanted, caps)).await?;
             (built, Some(chart))
         }
     };
@@ -318,7 +319,7 @@ async fn publish_tree(shared: &Arc<Shared>, key: &Key, obtained: &Arc<Obtained>)
         Ok::<_, ArtifactError>(())
     });
     written.await.map_err(|e| {
-        let message = format!("failed to publish the artifact's contents: {e}");
+        let message = format!("failed to publish the artifact's contents: {}", chain(&e));
         Failure::new(kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed", e.class(), message)
     })
 }
@@ -365,7 +366,14 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
                 }
             }
             let retrying = "reconciliation failed, will be tried again";
-            conditions.set(kinds::RECONCILING, ConditionStatus::True, "ProgressingWithRetry", retrying, generation, now);
+            conditions.set(
+                kinds::RECONCILING,
+                ConditionStatus::True,
+                "ProgressingWithRetry",
+                retrying,
+                generation,
+                now,
+            );
             conditions.set(failure.condition, ConditionStatus::True, failure.reason, &message, generation, now);
         }
     }
@@ -375,7 +383,9 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
 /// What people are told of a pass: a new artifact, a recovery, a failure that is new; nothing where nothing changed.
 fn tell(before: &Status, after: &Status, desired: &Desired, result: &Result<(), Failure>) -> Vec<Event> {
     let failed = |s: &Status| {
-        [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED].iter().any(|k| s.conditions.is_true(k))
+        [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED]
+            .iter()
+            .any(|k| s.conditions.is_true(k))
     };
     match (result, &after.artifact) {
         (Ok(()), Some(artifact)) => {
@@ -396,7 +406,9 @@ fn tell(before: &Status, after: &Status, desired: &Desired, result: &Result<(), 
         (Err(failure), _) => {
             let known = before.conditions.find(failure.condition);
             let after = after.conditions.find(failure.condition);
-            let same = |a: &crate::objects::Condition| known.is_some_and(|k| (&k.reason, &k.message) == (&a.reason, &a.message));
+            let same = |a: &crate::objects::Condition| {
+                known.is_some_and(|k| (&k.reason, &k.message) == (&a.reason, &a.message))
+            };
             match after {
                 Some(now) if !same(now) => {
                     vec![Event { normal: false, reason: failure.reason.into(), message: now.message.clone() }]
@@ -434,9 +446,6 @@ pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused:
     }
     conditions.summarize_ready(generation, now);
     let event = Event { normal: false, reason: refused.reason.into(), message };
-    if new {
-        tracing::warn!(key = %object.key, class = %refused.class, reason = refused.reason, "{}", event.message);
-    }
     shared.conclude(object, status, if new { vec![event] } else { Vec::new() }).await;
     record(&object.key, Some(refused.class), started.elapsed());
 }
@@ -461,4 +470,3 @@ pub async fn republish(shared: &Arc<Shared>, object: &Object, mut status: Status
     let retained = retention::Retained::found(shared, key, &current).await;
     (status, retained)
 }
-

@@ -208,9 +208,10 @@ impl Inner {
         if related(registry, &realm.host) || related(&base.host, &realm.host) {
             return Ok(());
         }
-        let listed = self.config.token_realms.iter().any(|host| {
-            host.eq_ignore_ascii_case(&realm.host) || host.eq_ignore_ascii_case(&realm.host_and_port())
-        });
+        let listed =
+            self.config.token_realms.iter().any(|host| {
+                host.eq_ignore_ascii_case(&realm.host) || host.eq_ignore_ascii_case(&realm.host_and_port())
+            });
         if listed { Ok(()) } else { refuse("it is on another domain; tokenRealms may permit it") }
     }
 
