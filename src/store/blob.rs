@@ -92,7 +92,9 @@ impl Mapped {
             return Ok(0);
         }
         match self.file.read_at(&mut buffer[..wanted], offset)? {
-            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was when it was opened")),
+            0 => {
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was when it was opened"))
+            }
             n => Ok(n),
         }
     }

@@ -118,13 +118,7 @@ impl Store {
     }
 
     /// Writes a new file of the pool; `None` where somebody else has just done so.
-    fn add_to_pool(
-        &self,
-        content: &[u8],
-        executable: bool,
-        path: &str,
-        first: u8,
-    ) -> Result<Option<File>, StoreError> {
+    fn add_to_pool(&self, content: &[u8], executable: bool, path: &str, first: u8) -> Result<Option<File>, StoreError> {
         let layout = &self.0.layout;
         let mut file = layout.temporary()?;
         file.file.write_all_at(content, 0).map_err(|e| layout.error("write", path, e))?;

@@ -231,9 +231,7 @@ impl Journal {
                 }
             }
             match at {
-                Some(i) => {
-                    table.file.write_all_at(&bytes, Table::offset(bucket(&key, table.bits)) + (i * SLOT) as u64)
-                }
+                Some(i) => table.file.write_all_at(&bytes, Table::offset(bucket(&key, table.bits)) + (i * SLOT) as u64),
                 None => Ok(()),
             }
         })();

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Store, StoreError,
-    layout::{blob_path, file_name, from_file_name, Identity, lock},
+    layout::{Identity, blob_path, file_name, from_file_name, lock},
 };
 use crate::{
     digest::Digest,
@@ -86,7 +86,7 @@ impl Store {
         self.local_named(name.as_str())
     }
 
-    fn local_named(&self, name: &str) -> LocalRepository<'_> {
+    pub(super) fn local_named(&self, name: &str) -> LocalRepository<'_> {
         LocalRepository { store: self, name: name.to_string() }
     }
 
@@ -140,8 +140,8 @@ impl Store {
         for name in self.0.layout.names("links/pins")? {
             let path = format!("links/pins/{name}");
             if let Some(bytes) = self.0.layout.read(&path)? {
-                let pin: Pin =
-                    serde_json::from_slice(&bytes).map_err(|e| self.0.layout.error("read", &path, io::Error::from(e)))?;
+                let pin: Pin = serde_json::from_slice(&bytes)
+                    .map_err(|e| self.0.layout.error("read", &path, io::Error::from(e)))?;
                 pins.push((pin.name, pin.digests));
             }
         }
@@ -342,7 +342,8 @@ impl LocalRepository<'_> {
     fn tag_named(&self, tag: &str) -> Result<Option<Digest>, StoreError> {
         let path = self.tag_path(tag)?;
         let Some(bytes) = self.store.0.layout.read(&path)? else { return Ok(None) };
-        let wrong = |why: String| self.store.0.layout.error("read", &path, io::Error::new(io::ErrorKind::InvalidData, why));
+        let wrong =
+            |why: String| self.store.0.layout.error("read", &path, io::Error::new(io::ErrorKind::InvalidData, why));
         let text = std::str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
         text.trim_end().parse().map(Some).map_err(|e: crate::digest::DigestError| wrong(e.to_string()))
     }

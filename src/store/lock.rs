@@ -75,7 +75,11 @@ pub(super) fn acquire(layout: &Layout) -> Result<File, StoreError> {
 pub(super) fn check_format(layout: &Layout, create: bool) -> Result<(), StoreError> {
     let Some(bytes) = layout.read("format")? else {
         if create {
-            layout.write("format", format!("format {FORMAT}\nlarder {}\n", env!("CARGO_PKG_VERSION")).as_bytes(), true)?;
+            layout.write(
+                "format",
+                format!("format {FORMAT}\nlarder {}\n", env!("CARGO_PKG_VERSION")).as_bytes(),
+                true,
+            )?;
         }
         return Ok(());
     };

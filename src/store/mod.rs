@@ -285,11 +285,14 @@ impl Store {
 /// Tells this boot of the machine from every other; never 0. Where the kernel does not say, every start counts as one.
 fn this_boot() -> u64 {
     let id = std::fs::read("/proc/sys/kernel/random/boot_id");
-    let hash = id.map_or_else(|_| fastrand::u64(..), |id| {
-        let mut eight = [0; 8];
-        eight.copy_from_slice(&blake3::hash(&id).as_bytes()[..8]);
-        u64::from_le_bytes(eight)
-    });
+    let hash = id.map_or_else(
+        |_| fastrand::u64(..),
+        |id| {
+            let mut eight = [0; 8];
+            eight.copy_from_slice(&blake3::hash(&id).as_bytes()[..8]);
+            u64::from_le_bytes(eight)
+        },
+    );
     hash | 1
 }
 

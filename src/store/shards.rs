@@ -40,9 +40,10 @@ impl Shard {
     }
 
     pub fn removed(&mut self, bytes: u64) {
-        self.count = self.count.take().and_then(|c| {
-            Some(Count { count: c.count.checked_sub(1)?, bytes: c.bytes.checked_sub(bytes)? })
-        });
+        self.count = self
+            .count
+            .take()
+            .and_then(|c| Some(Count { count: c.count.checked_sub(1)?, bytes: c.bytes.checked_sub(bytes)? }));
     }
 
     pub fn is_kept(&self, digest: &Digest) -> bool {

@@ -13,10 +13,7 @@ use cap_std::fs::Dir;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Store, StoreError,
-    layout::lock,
-};
+use super::{Store, StoreError, layout::lock};
 
 /// A tree being written. Dropping it leaves nothing.
 #[must_use]
