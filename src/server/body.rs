@@ -19,12 +19,11 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::watch::Activity;
+use super::{
+    prepared::{self, WINDOW},
+    watch::Activity,
+};
 use crate::{blocking, class::Class, metrics, store::Blob};
-
-/// How much of a blob is handed to the connection at a time, in bytes. Large enough that the bookkeeping of a window
-/// disappears beside copying it into the socket; small enough that a cold one is read in a few milliseconds.
-const WINDOW: u64 = 1 << 20;
 
 /// The largest piece of a compressed body, in bytes: how much is compressed between two looks at the socket.
 const COMPRESSED_PIECE: usize = 16 << 10;
@@ -178,7 +177,7 @@ impl BlobBody {
         if self.at >= self.end {
             return Poll::Ready(None);
         }
-        let stop = self.end.min(self.at + WINDOW);
+        let stop = self.end.min(window_end(self.at));
         if self.warm < stop {
             self.begin_warming(stop);
         }
@@ -202,7 +201,7 @@ impl BlobBody {
         self.at = stop;
         if self.at < self.end {
             // Now, so that the disk works while this window is being sent.
-            self.begin_warming(self.end.min(self.at + WINDOW));
+            self.begin_warming(self.end.min(window_end(self.at)));
         }
         Poll::Ready(Some(Ok(piece)))
     }
@@ -212,14 +211,18 @@ impl BlobBody {
         if self.warming.is_some() || self.warm >= stop {
             return;
         }
-        let range = self.warm..stop;
-        if self.blob.is_resident(range.clone()) {
+        if prepared::is_resident(&self.blob, self.warm, stop) {
             self.warm = stop;
             return;
         }
-        let blob = self.blob.clone();
+        let (blob, range) = (self.blob.clone(), self.warm..stop);
         self.warming = Some((stop, Box::pin(blocking::io(move || blob.warm(range)))));
     }
+}
+
+/// Where the window that `at` lies in ends: windows begin at multiples of their length, wherever a range begins.
+fn window_end(at: u64) -> u64 {
+    (at / WINDOW + 1) * WINDOW
 }
 
 #[cfg(test)]
@@ -234,6 +237,35 @@ mod tests {
         assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
         assert!(Body::empty().is_end_stream());
         assert!(Body::memory("").is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn a_blob_is_sent_in_windows_that_begin_at_multiples_of_their_length() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(directory.path()).unwrap();
+        let content: Vec<u8> = (0..2 * WINDOW + 5).map(|i| (i / 7) as u8).collect();
+        let digest = crate::digest::Digest::sha256(&content);
+        let blob = store.put(digest, &content, crate::store::Durability::Soon).unwrap();
+        let length = blob.len();
+        for (start, end, pieces) in [
+            (0, length, &[WINDOW, WINDOW, 5][..]),
+            (0, 1, &[1]),
+            (WINDOW - 1, WINDOW + 1, &[1, 1]),
+            (WINDOW, length, &[WINDOW, 5]),
+            (length - 1, length, &[1]),
+            (7, 7, &[]),
+        ] {
+            let mut body = Body::blob(blob.clone(), start, end);
+            assert_eq!(body.size_hint().exact(), Some(end - start));
+            let (mut sent, mut lengths) = (Vec::new(), Vec::new());
+            while let Some(frame) = body.frame().await {
+                let data = frame.unwrap().into_data().unwrap();
+                lengths.push(data.len() as u64);
+                sent.extend_from_slice(&data);
+            }
+            assert_eq!(lengths, pieces, "{start}..{end}");
+            assert!(sent == content[start as usize..end as usize], "{start}..{end}");
+        }
     }
 
     #[tokio::test]

@@ -8,11 +8,11 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE},
 };
-use std::sync::OnceLock;
 
 use super::{
     body::Body,
     conditional::{self, Verdict},
+    prepared::Prepared,
     range::{self, Selection},
     reply,
 };
@@ -48,16 +48,9 @@ pub(super) enum Role<'a> {
     },
 }
 
-/// What is kept with an open blob.
-#[derive(Default)]
-struct Prepared {
-    artifact: OnceLock<HeaderMap>,
-    blob: OnceLock<HeaderMap>,
-}
-
 /// The headers of a 200 for `blob` as `role`.
 fn headers(blob: &Blob, role: &Role<'_>) -> HeaderMap {
-    let prepared = blob.extension(Prepared::default);
+    let prepared = Prepared::of(blob);
     match (prepared, role) {
         (Some(prepared), Role::Artifact) => prepared.artifact.get_or_init(|| make(blob, role)).clone(),
         (Some(prepared), Role::Blob) => prepared.blob.get_or_init(|| make(blob, role)).clone(),

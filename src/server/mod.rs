@@ -13,6 +13,7 @@ pub mod body;
 pub mod conditional;
 mod entity;
 pub mod listener;
+mod prepared;
 pub mod query;
 pub mod range;
 pub mod registry;

@@ -92,7 +92,8 @@ impl Uploads {
                 let Some(sessions) = weak.upgrade() else { return };
                 let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
                 let Some(session) = sessions.get(&id) else { return };
-                wait = EXPIRY.saturating_sub(session.touched.elapsed());
+                let writing = session.scratch.try_lock().is_err();
+                wait = if writing { EXPIRY } else { EXPIRY.saturating_sub(session.touched.elapsed()) };
                 if wait.is_zero() {
                     sessions.remove(&id);
                     return;
