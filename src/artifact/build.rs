@@ -20,14 +20,11 @@ use crate::{
         decompress::{Budget, Format, Limits},
         entries::{EntriesError, MAX_ENTRIES, Rewrite, Rules},
         overlay::{self, LayerError, Source},
-        source_ignore::{IgnoreError, IgnoreRules},
+        source_ignore::{self, IgnoreError, IgnoreRules},
         tar_writer::{self, Modes, What},
         tree,
     },
 };
-
-/// The largest `.sourceignore` file that is taken, in bytes.
-const MAX_IGNORE_FILE: u64 = 1 << 20;
 
 /// Caps on what a layer may expand to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,20 +73,12 @@ pub enum ArtifactError {
         /// Which one.
         digest: Digest,
         /// Why.
-        source: LayerError,
+        source: Box<LayerError>,
     },
     /// The layers cannot be laid over each other.
     #[error("the image's layers do not make a tree: {0}")]
-    Merge(#[source] LayerError),
-    /// An ignore file cannot be used.
-    #[error("the ignore file {path:?} has {bytes} bytes, the cap is {MAX_IGNORE_FILE}")]
-    IgnoreFile {
-        /// Its name in the artifact.
-        path: String,
-        /// Its length.
-        bytes: u64,
-    },
-    /// The ignore rules are too much work.
+    Merge(#[source] Box<LayerError>),
+    /// The artifact's ignore files or `spec.ignore` cannot be used.
     #[error(transparent)]
     Ignore(#[from] IgnoreError),
     /// The tree cannot be read back.
@@ -97,7 +86,7 @@ pub enum ArtifactError {
     Tree(#[from] TreeError),
     /// The rewritten artifact cannot be kept.
     #[error("cannot keep the rewritten artifact: {0}")]
-    Store(#[from] StoreError),
+    Store(#[source] Box<StoreError>),
 }
 
 impl ArtifactError {
@@ -107,11 +96,16 @@ impl ArtifactError {
             Self::NoSuchLayer { .. } | Self::NoLayers | Self::Incomplete { .. } => Class::Layer,
             Self::Operation(_) => Class::Spec,
             Self::Layer { source, .. } | Self::Merge(source) => source.class(),
-            Self::IgnoreFile { .. } => Class::Limit,
             Self::Ignore(error) => error.class(),
             Self::Tree(error) => error.class(),
             Self::Store(error) => error.class(),
         }
+    }
+}
+
+impl From<StoreError> for ArtifactError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
     }
 }
 
@@ -143,8 +137,7 @@ pub enum Ignoring<'a> {
     AsFlux(Option<&'a str>),
 }
 
-/// Builds the artifact from layers that the store holds. Synchronous and parallel: run it
-/// behind `blocking::cpu`.
+/// Builds the artifact from layers that the store holds. Synchronous and parallel: run it behind `blocking::cpu`.
 pub fn build(
     store: &Store,
     chosen: &Chosen,
@@ -159,16 +152,14 @@ pub fn build(
     if chosen.copy {
         return Ok(Built { blob: first.clone(), passed_through: true, tree: None, dropped: 0 });
     }
-    let spool = store.root().join("spool");
     let digests: Vec<Digest> = layers.iter().map(Blob::digest).collect();
-    let unpacked =
-        unpack(layers, chosen.image, ignoring, caps, Some(&spool)).map_err(|error| error.of(&digests))?;
+    let unpacked = unpack(layers, chosen.image, ignoring, caps, Some(store)).map_err(|error| error.of(&digests))?;
     let blob = match &unpacked.pass_through {
         Ok(()) => first.clone(),
         Err(why) => {
             tracing::debug!(layer = %first.digest(), %why, "the artifact is rewritten");
             let mut scratch = store.scratch()?;
-            rewrite(&unpacked.tree, |bytes| scratch.write(bytes).map_err(ArtifactError::Store))?;
+            rewrite(&unpacked.tree, |bytes| scratch.write(bytes).map_err(ArtifactError::from))?;
             scratch.commit(Durability::Now)?
         }
     };
@@ -201,8 +192,8 @@ impl UnpackError {
     pub fn of(self, layers: &[Digest]) -> ArtifactError {
         match self {
             Self::Layer(place, source) => match layers.get(place) {
-                Some(digest) => ArtifactError::Layer { digest: *digest, source },
-                None => ArtifactError::Merge(source),
+                Some(digest) => ArtifactError::Layer { digest: *digest, source: Box::new(source) },
+                None => ArtifactError::Merge(Box::new(source)),
             },
             Self::Other(error) => error,
         }
@@ -222,13 +213,13 @@ pub fn unpack<S: Source>(
     image: bool,
     ignoring: Ignoring<'_>,
     caps: Caps,
-    spool: Option<&std::path::Path>,
+    spool: Option<&Store>,
 ) -> Result<Unpacked, UnpackError> {
     let budget = Budget::new(caps.total_bytes);
     let limits = Limits { bytes: caps.layer_bytes, shared: Some(&budget), spool, diff_id: false };
     let rules = Rules { image, entries: caps.entries };
     let opened = overlay::open_all(layers, &[], limits, rules).map_err(|(n, error)| UnpackError::Layer(n, error))?;
-    let merge_failed = |error| UnpackError::Other(ArtifactError::Merge(error));
+    let merge_failed = |error| UnpackError::Other(ArtifactError::Merge(Box::new(error)));
     let too_many = |error: EntriesError| UnpackError::Layer(0, error.into());
     let no = |why| Err(Rewrite { entry: String::new(), why });
 
@@ -255,46 +246,42 @@ pub fn unpack<S: Source>(
     };
     let mut tree = Tree::new(data, nodes);
     if let Ignoring::AsFlux(spec) = ignoring {
-        let excluded = excluded(&tree, spec)?;
-        if let Some(first) = excluded.first().and_then(|place| tree.nodes().get(*place)) {
+        let ignored = ignored(&tree, spec)?;
+        if let Some(first) = ignored.first().and_then(|place| tree.nodes().get(*place)) {
             if pass_through.is_ok() {
                 pass_through = Err(Rewrite { entry: first.path.to_string(), why: "is ignored" });
             }
-            let mut excluded = excluded.into_iter().peekable();
-            let mut place = 0;
-            tree.retain(|_| {
-                let keep = excluded.next_if_eq(&place).is_none();
-                place += 1;
-                keep
-            })
-            .map_err(too_many)?;
+            tree.remove(&ignored);
         }
     }
     Ok(Unpacked { tree, pass_through, dropped })
 }
 
-/// The places of the nodes that are ignored: by all `.sourceignore` files of the tree, those beneath `.git` apart, then
-/// `spec.ignore` (flux.md section 2, step 11).
-fn excluded(tree: &Tree, spec: Option<&str>) -> Result<Vec<usize>, ArtifactError> {
-    let mut files = BTreeMap::new();
+/// The places of the nodes that are ignored.
+fn ignored(tree: &Tree, spec: Option<&str>) -> Result<Vec<usize>, ArtifactError> {
+    let rules = ignore_rules(tree, spec)?;
+    let mut ignored = Vec::new();
+    for (place, node) in tree.nodes().iter().enumerate() {
+        if rules.excludes(&*node.path, node.is_dir())? {
+            ignored.push(place);
+        }
+    }
+    Ok(ignored)
+}
+
+/// All `.sourceignore` files of the tree, then `spec.ignore` (flux.md section 2, step 11).
+fn ignore_rules(tree: &Tree, spec: Option<&str>) -> Result<IgnoreRules, ArtifactError> {
+    let mut files = Vec::new();
     for node in tree.nodes().iter().filter(|node| !node.is_dir()) {
         let (directory, name) = node.path.rsplit_once('/').unwrap_or(("", &node.path));
-        if name != ".sourceignore" || directory.split('/').any(|component| component == ".git") {
-            continue;
-        }
-        if node.len() > MAX_IGNORE_FILE {
-            return Err(ArtifactError::IgnoreFile { path: node.path.to_string(), bytes: node.len() });
-        }
-        files.insert(directory, tree.content(node)?);
-    }
-    let rules = IgnoreRules::build(files.iter().map(|(directory, text)| (*directory, &**text)), spec)?;
-    let mut excluded = Vec::new();
-    for (place, node) in tree.nodes().iter().enumerate() {
-        if rules.excludes(node.path.as_bytes(), node.is_dir())? {
-            excluded.push(place);
+        if name == source_ignore::FILE_NAME {
+            if node.len() > source_ignore::MAX_TEXT_BYTES as u64 {
+                return Err(IgnoreError::TooLong(usize::try_from(node.len()).unwrap_or(usize::MAX)).into());
+            }
+            files.push((directory, tree.content(node)?));
         }
     }
-    Ok(excluded)
+    Ok(IgnoreRules::build(files.iter().map(|(directory, text)| (directory, &**text)), spec)?)
 }
 
 /// Writes a tree as the artifact that every consumer reads the same way: a gzip tar by the module's rules.

@@ -49,7 +49,7 @@ pub struct Chosen {
 pub fn choose(manifest: &ImageManifest, choice: &Choice) -> Result<Chosen, ArtifactError> {
     let layers = &manifest.layers;
     let Some(first) = layers.first() else { return Err(ArtifactError::NoLayers) };
-    let image = matches!(manifest.config.media_type.as_str(), media_type::OCI_CONFIG | media_type::DOCKER_CONFIG);
+    let image = media_type::is_container_image_config(&manifest.config.media_type);
     let with_type = |wanted: &str| layers.iter().find(|layer| layer.media_type == wanted);
     let one = |layer: &Descriptor, chart| Chosen { layers: vec![layer.clone()], image, copy: choice.copy, chart };
 
@@ -60,7 +60,7 @@ pub fn choose(manifest: &ImageManifest, choice: &Choice) -> Result<Chosen, Artif
     if let Some(layer) = with_type(media_type::HELM_LAYER) {
         return Ok(one(layer, true));
     }
-    if manifest.config.media_type == media_type::HELM_CONFIG {
+    if media_type::is_helm_config(&manifest.config.media_type) {
         // Charts from before the chart layer had its own media type.
         let chart = layers.iter().find(|layer| layer.media_type != HELM_PROVENANCE);
         let chart =

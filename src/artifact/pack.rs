@@ -27,7 +27,7 @@ use crate::{
     oci::{Descriptor, media_type},
     unpack::{
         entries::{BLOCK, MAX_DEPTH, MAX_NAME},
-        source_ignore::{IgnoreError, IgnoreRules},
+        source_ignore::{self, IgnoreError, IgnoreRules},
         tar_writer::{self, Modes, What},
     },
 };
@@ -43,8 +43,6 @@ const ANNOTATION_SOURCE: &str = "org.opencontainers.image.source";
 const ANNOTATION_REVISION: &str = "org.opencontainers.image.revision";
 
 const FLUX_LAYER_ZSTD: &str = "application/vnd.cncf.flux.content.v1.tar+zstd";
-const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// What `flux push` ignores besides version control files (flux.md section 2, step 11); a `.sourceignore` may take it
 /// back.
@@ -148,7 +146,7 @@ pub enum PackError {
     /// More than may be unpacked.
     #[error("there is too much to pack: {0}")]
     TooMuch(String),
-    /// The ignore rules are too much work.
+    /// Its ignore files cannot be used.
     #[error(transparent)]
     Ignore(#[from] IgnoreError),
     /// The layer could not be compressed.
@@ -191,8 +189,8 @@ pub fn pack(input: Input<'_>, options: &Options) -> Result<Packed, PackError> {
     let (config_type, layer_type) = match (options.kind, options.compression) {
         (ArtifactKind::Flux, Compression::Gzip) => (media_type::FLUX_CONFIG, media_type::FLUX_LAYER),
         (ArtifactKind::Flux, Compression::Zstd) => (media_type::FLUX_CONFIG, FLUX_LAYER_ZSTD),
-        (ArtifactKind::Image, Compression::Gzip) => (media_type::OCI_CONFIG, OCI_LAYER_GZIP),
-        (ArtifactKind::Image, Compression::Zstd) => (media_type::OCI_CONFIG, OCI_LAYER_ZSTD),
+        (ArtifactKind::Image, Compression::Gzip) => (media_type::OCI_CONFIG, media_type::OCI_LAYER_GZIP),
+        (ArtifactKind::Image, Compression::Zstd) => (media_type::OCI_CONFIG, media_type::OCI_LAYER_ZSTD),
     };
     let (architecture, os) = match options.kind {
         // As go-containerregistry writes the config of an empty image, which Flux starts from.
@@ -276,13 +274,13 @@ fn collect(input: Input<'_>, caps: Caps) -> Result<Content<'_>, PackError> {
     walk(path, &mut content)?;
     content.entries.sort_by(|a, b| a.path.cmp(&b.path));
     let rules = ignore_rules(&content)?;
-    let mut kept = Vec::with_capacity(content.entries.len());
-    for entry in content.entries.drain(..) {
-        if !rules.excludes(entry.path.as_bytes(), entry.is_dir)? {
-            kept.push(entry);
+    let mut keep = Vec::with_capacity(content.entries.len());
+    for entry in content.entries {
+        if !rules.excludes(&entry.path, entry.is_dir)? {
+            keep.push(entry);
         }
     }
-    content.entries = kept;
+    content.entries = keep;
     with_parents(&mut content.entries);
     if let Some(entry) = content.entries.iter().find(|e| bad_name(&e.path).is_some()) {
         let why = bad_name(&entry.path).unwrap_or_default();
@@ -371,16 +369,14 @@ fn with_parents(entries: &mut Vec<Entry<'_>>) {
 }
 
 fn ignore_rules(content: &Content<'_>) -> Result<IgnoreRules, PackError> {
-    let mut files = Vec::new();
+    let mut files = vec![("", EXTENSIONS.as_bytes().to_vec())];
     for entry in content.entries.iter().filter(|entry| !entry.is_dir) {
         let (directory, name) = entry.path.rsplit_once('/').unwrap_or(("", &entry.path));
-        if name == ".sourceignore" {
-            let text = read(entry, 1 << 20)?;
-            files.push((directory, text));
+        if name == source_ignore::FILE_NAME {
+            files.push((directory, read(entry, source_ignore::MAX_TEXT_BYTES as u64)?));
         }
     }
-    let texts = files.iter().map(|(directory, text)| (*directory, text.as_slice()));
-    Ok(IgnoreRules::build([("", EXTENSIONS.as_bytes())].into_iter().chain(texts), None)?)
+    Ok(IgnoreRules::build(files.iter().map(|(directory, text)| (directory, text.as_slice())), None)?)
 }
 
 /// A file's bytes, at most `most`.

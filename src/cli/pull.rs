@@ -89,10 +89,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     spinner.set_message("unpacking");
     let tree = work.path().join("tree");
     let (files, dropped) = {
-        let (tree, spool) = (tree.clone(), store.root().join("spool"));
+        let (tree, store) = (tree.clone(), store.clone());
         blocking::cpu(move || -> anyhow::Result<_> {
             let digests: Vec<Digest> = layers.iter().map(|l| l.digest()).collect();
-            let unpacked = build::unpack(&layers, chosen.image, Ignoring::Nothing, Caps::default(), Some(&spool))
+            let unpacked = build::unpack(&layers, chosen.image, Ignoring::Nothing, Caps::default(), Some(&store))
                 .map_err(|e| e.of(&digests))?;
             fs::create_dir(&tree)?;
             let directory = cap_std::fs::Dir::open_ambient_dir(&tree, cap_std::ambient_authority())?;

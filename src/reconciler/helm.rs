@@ -83,7 +83,7 @@ pub fn build(
     ]);
     let packed = || -> Result<Blob, ArtifactError> {
         let mut scratch = store.scratch()?;
-        build::rewrite_with(&tree, &replaced, |bytes| scratch.write(bytes).map_err(ArtifactError::Store))?;
+        build::rewrite_with(&tree, &replaced, |bytes| scratch.write(bytes).map_err(ArtifactError::from))?;
         Ok(scratch.commit(Durability::Now)?)
     };
     let blob = packed()
@@ -94,8 +94,7 @@ pub fn build(
 }
 
 fn open(store: &Store, blob: &Blob, caps: Caps) -> Result<Tree, Failure> {
-    let spool = store.root().join("spool");
-    let unpacked = build::unpack(std::slice::from_ref(blob), false, Ignoring::Nothing, caps, Some(&spool));
+    let unpacked = build::unpack(std::slice::from_ref(blob), false, Ignoring::Nothing, caps, Some(store));
     unpacked.map(|u| u.tree).map_err(|e| unusable(&e.of(&[blob.digest()])))
 }
 

@@ -98,7 +98,7 @@ pub enum StoreError {
         /// The name.
         expected: Digest,
         /// What the bytes hash to.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// What is held under this name turns bad again and again.
     #[error("{digest} cannot be kept: what was linked is gone or changed at once; something else writes to {}", .root.display())]

@@ -149,7 +149,8 @@ impl Store {
         for name in self.0.layout.names(&directory(index))? {
             // Another name is nothing of ours; verify reports it.
             let Some(digest) = blob_named(algorithm, first, &name) else { continue };
-            let seen = self.0.journal.lookup(&digest).map_or(0, |r| r.seen);
+            let record = self.0.journal.lookup(&digest);
+            let seen = record.map_or(0, |r| r.seen);
             if named.contains(&digest) || self.0.shards.of_blob(&digest).is_kept(&digest) {
                 if seen.saturating_add(NOTE_EVERY) <= now {
                     self.0.journal.touch(&self.0.layout, &digest, now);
@@ -164,14 +165,18 @@ impl Store {
             if shard.is_kept(&digest) || limits.now.saturating_sub(last) < limit || !is_file(&stat) {
                 continue;
             }
-            let size = Identity::from_stat(&stat).size;
+            let id = Identity::from_stat(&stat);
             if self.0.layout.remove_file(&path)? {
-                shard.removed(size);
+                match record {
+                    Some(record) if record.id == id => shard.removed(id.size),
+                    // Changed behind our back: what it was counted as is not known.
+                    _ => shard.count = None,
+                }
                 drop(shard);
                 self.0.journal.forget(&self.0.layout, &digest);
                 self.0.handles.remove(&digest, None);
                 collected.blobs += 1;
-                collected.bytes += size;
+                collected.bytes += id.size;
             }
         }
         Ok(())
@@ -223,7 +228,7 @@ mod tests {
         let (_root, store) = store();
         let [root, layer, manifest, pinned, leased, garbage] =
             [&b"root"[..], b"layer", b"manifest", b"pinned", b"leased", b"garbage"].map(|c| put(&store, c));
-        let repository = store.local(&"a".parse().unwrap());
+        let repository = store.local_named("a");
         repository.put_manifest(&manifest, "m", &[layer]).unwrap();
         store.pin("p", &[pinned]).unwrap();
         let lease = store.lease(leased);
@@ -256,7 +261,7 @@ mod tests {
     fn pushed_blobs_without_a_manifest_go_after_two_hours_with_their_links() {
         let (_root, store) = store();
         let (pushed, cached) = (put(&store, b"pushed"), put(&store, b"cached"));
-        let repository = store.local(&"a".parse().unwrap());
+        let repository = store.local_named("a");
         repository.link_blob(&pushed).unwrap();
         let now = SystemTime::now();
         assert_eq!(store.collect_at(NONE, UNREFERENCED_FOR, now + HOUR).unwrap(), Collected::default());

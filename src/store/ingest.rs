@@ -230,7 +230,7 @@ impl Ingest {
         }
         let actual = hasher.finish();
         if actual != digest {
-            return Err(StoreError::WrongDigest { expected: digest, actual });
+            return Err(StoreError::WrongDigest { expected: digest, actual: Box::new(actual) });
         }
         store.publish(&mut file, &digest, offset, durability)
     }
@@ -268,7 +268,7 @@ impl Scratch {
             }
         };
         if actual != *expected {
-            return Err(StoreError::WrongDigest { expected: *expected, actual });
+            return Err(StoreError::WrongDigest { expected: *expected, actual: Box::new(actual) });
         }
         let _lease = store.lease(*expected);
         store.publish(&mut file, expected, offset, durability)

@@ -86,7 +86,7 @@ impl Store {
         self.local_named(name.as_str())
     }
 
-    fn local_named(&self, name: &str) -> LocalRepository<'_> {
+    pub(super) fn local_named(&self, name: &str) -> LocalRepository<'_> {
         LocalRepository { store: self, name: name.to_string() }
     }
 

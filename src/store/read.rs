@@ -139,6 +139,10 @@ impl Store {
                 if Identity::of(&file).ok() != Some(id) {
                     continue;
                 }
+                if self.0.journal.lookup(digest).is_some_and(|r| r.id != id) {
+                    // Somebody touched it: it may have been counted with another size.
+                    self.0.shards.of_blob(digest).count = None;
+                }
                 if self.writable().is_ok() {
                     self.0.journal.trust(&self.0.layout, digest, id, self.0.boot);
                     self.add_pending(*digest, id);

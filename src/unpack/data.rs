@@ -1,4 +1,4 @@
-//! Decompressed bytes: in memory while they are few, in an unnamed file else.
+//! Decompressed bytes: in memory while they are few, in an unnamed file of the store else.
 //!
 //! Buffers are reused: a finished [`Data`] gives its memory back to a small pool, since faulting in fresh pages for a
 //! layer of 5.7 MB costs about a fifth of inflating it. The pool keeps at most [`POOL_BYTES`]; what is larger goes back
@@ -8,18 +8,20 @@
 
 use std::{
     borrow::Cow,
-    fs::File,
-    io::{self, Write},
-    os::unix::fs::FileExt,
-    path::Path,
+    fmt, io,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use bytes::Bytes;
+
 use super::decompress::DecompressError;
-use crate::digest::{Algorithm, Digest, Hasher};
+use crate::{
+    digest::{Algorithm, Digest, Hasher},
+    store::{Scratch, Spool, Store, StoreError},
+};
 
 /// Decompressed bytes up to this length stay in memory: what a configuration layer needs, and what libdeflate's
 /// whole-buffer decoder is used for.
@@ -30,6 +32,9 @@ const POOL_BYTES: usize = 16 << 20;
 
 /// The most buffers the pool keeps.
 const POOL_BUFFERS: usize = 8;
+
+/// Pieces of a spool up to this length are copied out, larger ones shown where they are mapped.
+const COPY_BYTES: usize = 64 << 10;
 
 static POOL: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
@@ -86,15 +91,19 @@ impl ReadAt for [u8] {
 }
 
 /// Decompressed bytes.
-#[derive(Debug)]
 pub struct Data(Inner);
 
-#[derive(Debug)]
 enum Inner {
     /// `buffer[start..start + len]`.
     Memory { buffer: Vec<u8>, start: usize, len: usize },
-    /// An unnamed file.
-    Spool { file: File, len: u64 },
+    /// An unnamed file, and its mapping.
+    Spool { spool: Spool, mapped: Bytes },
+}
+
+impl fmt::Debug for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Data({} bytes)", self.size())
+    }
 }
 
 impl Data {
@@ -136,20 +145,25 @@ impl ReadAt for Data {
     fn size(&self) -> u64 {
         match &self.0 {
             Inner::Memory { len, .. } => *len as u64,
-            Inner::Spool { len, .. } => *len,
+            Inner::Spool { spool, .. } => spool.len(),
         }
     }
 
     fn bytes_at(&self, offset: u64, len: usize) -> io::Result<Cow<'_, [u8]>> {
         match &self.0 {
             Inner::Memory { .. } => slice_at(self.as_slice().unwrap_or_default(), offset, len),
-            Inner::Spool { file, len: size } => {
-                if offset.checked_add(len as u64).is_none_or(|end| end > *size) {
+            Inner::Spool { spool, mapped } => {
+                let range = offset..offset.checked_add(len as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+                if range.end > spool.len() {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                let mut bytes = vec![0; len];
-                file.read_exact_at(&mut bytes, offset)?;
-                Ok(Cow::Owned(bytes))
+                if len <= COPY_BYTES {
+                    let mut bytes = vec![0; len];
+                    spool.read(offset, &mut bytes)?;
+                    return Ok(Cow::Owned(bytes));
+                }
+                spool.warm(range)?;
+                slice_at(mapped, offset, len)
             }
         }
     }
@@ -164,14 +178,14 @@ impl Drop for Data {
 }
 
 /// What a decompression may use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Limits<'a> {
     /// The most bytes that may come out.
     pub bytes: u64,
     /// What all layers of one image may share; counted down by each.
     pub shared: Option<&'a Budget>,
     /// Where output over [`MEMORY_BYTES`] goes, as an unnamed file; `None` keeps it in memory.
-    pub spool: Option<&'a Path>,
+    pub spool: Option<&'a Store>,
     /// Whether to hash the output.
     pub diff_id: bool,
 }
@@ -205,13 +219,17 @@ impl Budget {
     }
 }
 
+fn spool_failed(error: StoreError) -> DecompressError {
+    DecompressError::Spool(Box::new(error))
+}
+
 /// Takes decompressed bytes as they come, and stops at the cap.
 pub(crate) struct Sink<'a> {
     limits: Limits<'a>,
     memory: Vec<u8>,
     /// How much of `memory` is ours; the rest is a former user's.
     filled: usize,
-    file: Option<File>,
+    scratch: Option<Scratch>,
     len: u64,
     hasher: Option<Hasher>,
 }
@@ -222,7 +240,7 @@ impl<'a> Sink<'a> {
         Self {
             memory: take_buffer(hint.min(MEMORY_BYTES).min(limits.bytes) as usize),
             filled: 0,
-            file: None,
+            scratch: None,
             len: 0,
             hasher: limits.diff_id.then(|| Hasher::new(Algorithm::Sha256)),
             limits,
@@ -238,20 +256,20 @@ impl<'a> Sink<'a> {
         if let Some(shared) = self.limits.shared {
             shared.take(bytes.len() as u64)?;
         }
+        if self.scratch.is_none()
+            && self.len > MEMORY_BYTES
+            && let Some(store) = self.limits.spool
+        {
+            let mut scratch = store.scratch().map_err(spool_failed)?;
+            scratch.write(&self.memory[..self.filled]).map_err(spool_failed)?;
+            give_buffer(std::mem::take(&mut self.memory));
+            self.scratch = Some(scratch);
+        }
+        if let Some(scratch) = &mut self.scratch {
+            return scratch.write(bytes).map_err(spool_failed);
+        }
         if let Some(hasher) = &mut self.hasher {
             hasher.update(bytes);
-        }
-        if self.file.is_none()
-            && self.len > MEMORY_BYTES
-            && let Some(spool) = self.limits.spool
-        {
-            let mut file = unnamed_file(spool).map_err(DecompressError::spool)?;
-            file.write_all(&self.memory[..self.filled]).map_err(DecompressError::spool)?;
-            give_buffer(std::mem::take(&mut self.memory));
-            self.file = Some(file);
-        }
-        if let Some(file) = &mut self.file {
-            return file.write_all(bytes).map_err(DecompressError::spool);
         }
         let end = self.filled + bytes.len();
         if end > self.memory.len() {
@@ -265,35 +283,16 @@ impl<'a> Sink<'a> {
     }
 
     /// All bytes, and their sha256 where it was asked for.
-    pub(crate) fn finish(mut self) -> (Data, Option<Digest>) {
-        let memory = std::mem::take(&mut self.memory);
-        let data = match self.file.take() {
-            Some(file) => Data(Inner::Spool { file, len: self.len }),
-            None => Data::memory(memory, 0, self.filled),
-        };
-        (data, self.hasher.take().map(Hasher::finish))
+    pub(crate) fn finish(mut self) -> Result<(Data, Option<Digest>), DecompressError> {
+        if let Some(scratch) = self.scratch.take() {
+            // The store hashes what it is given.
+            let (spool, diff_id) = scratch.into_spool().map_err(spool_failed)?;
+            let mapped = spool.mapped();
+            return Ok((Data(Inner::Spool { spool, mapped }), self.limits.diff_id.then_some(diff_id)));
+        }
+        let data = Data::memory(std::mem::take(&mut self.memory), 0, self.filled);
+        Ok((data, self.hasher.take().map(Hasher::finish)))
     }
-}
-
-/// A file without a name in `directory`, which is made where it is missing.
-fn unnamed_file(directory: &Path) -> io::Result<File> {
-    use rustix::{
-        fs::{CWD, Mode, OFlags, openat},
-        io::Errno,
-    };
-    std::fs::create_dir_all(directory)?;
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let mode = Mode::RUSR | Mode::WUSR;
-    match openat(CWD, directory, flags | OFlags::TMPFILE, mode) {
-        Ok(file) => return Ok(file.into()),
-        // Filesystems without O_TMPFILE (NFS, some overlays) answer with one of these.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let path = directory.join(format!("unpack-{}-{:016x}", std::process::id(), fastrand::u64(..)));
-    let file = openat(CWD, &path, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
-    std::fs::remove_file(&path)?;
-    Ok(file.into())
 }
 
 #[cfg(test)]
@@ -303,20 +302,23 @@ mod tests {
     #[test]
     fn spools_past_the_memory_bound_and_reads_back_the_same_bytes() {
         let directory = tempfile::tempdir().unwrap();
-        let limits = Limits { spool: Some(directory.path()), diff_id: true, ..Limits::in_memory(64 << 20) };
+        let store = Store::open(directory.path()).unwrap();
+        let limits = Limits { spool: Some(&store), diff_id: true, ..Limits::in_memory(64 << 20) };
         let piece: Vec<u8> = (0..1_000_003u32).map(|i| (i % 251) as u8).collect();
         let mut sink = Sink::new(limits, 0);
         for _ in 0..20 {
             sink.write(&piece).unwrap();
         }
-        let (data, diff_id) = sink.finish();
+        let (data, diff_id) = sink.finish().unwrap();
         assert_eq!(data.size(), 20 * piece.len() as u64);
         assert!(data.as_slice().is_none());
         assert_eq!(data.bytes_at(19 * piece.len() as u64, piece.len()).unwrap(), piece);
         assert_eq!(data.bytes_at(data.size() - 1, 2).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(diff_id.unwrap(), data.sha256().unwrap());
         assert_eq!(diff_id.unwrap(), Digest::sha256(&piece.repeat(20)));
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "a spool has no name");
+        assert_eq!(&*data.bytes_at(17, 100).unwrap(), &piece[17..117]);
+        assert_eq!(std::fs::read_dir(directory.path().join("spool")).unwrap().count(), 0, "a spool has no name");
+        assert_eq!(store.usage().unwrap().blobs.count, 0);
     }
 
     #[test]
@@ -324,7 +326,7 @@ mod tests {
         drop(Data::from(vec![0xaa; 300_000]));
         let mut sink = Sink::new(Limits::in_memory(1 << 20), 250_000);
         sink.write(b"short").unwrap();
-        let (data, _) = sink.finish();
+        let (data, _) = sink.finish().unwrap();
         assert_eq!(data.as_slice().unwrap(), b"short");
         assert_eq!(data.bytes_at(0, 6).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }

@@ -17,7 +17,7 @@ use super::{
     data::{Data, MEMORY_BYTES, Sink, give_buffer, take_buffer},
     entries, gunzip,
 };
-use crate::{class::Class, digest::Digest};
+use crate::{class::Class, digest::Digest, store::StoreError};
 
 /// The largest zstd window taken: 128 MiB, zstd's own default (windowLog 27).
 pub const WINDOW_BYTES: u64 = 1 << 27;
@@ -77,8 +77,8 @@ pub enum DecompressError {
     #[error("cannot read the layer")]
     Read(#[source] io::Error),
     /// The output could not be kept.
-    #[error("cannot write the decompressed layer to the spool directory: free some space or check the disk")]
-    Spool(#[source] io::Error),
+    #[error("cannot keep the decompressed layer")]
+    Spool(#[source] Box<StoreError>),
 }
 
 impl DecompressError {
@@ -87,12 +87,9 @@ impl DecompressError {
         match self {
             Self::Format(_) | Self::Corrupt { .. } => Class::Layer,
             Self::TooLarge { .. } | Self::TotalTooLarge { .. } | Self::Window { .. } => Class::Limit,
-            Self::Read(_) | Self::Spool(_) => Class::Disk,
+            Self::Read(_) => Class::Disk,
+            Self::Spool(error) => error.class(),
         }
-    }
-
-    pub(crate) fn spool(error: io::Error) -> Self {
-        Self::Spool(error)
     }
 
     pub(crate) fn gzip(what: impl Into<Cow<'static, str>>) -> Self {
@@ -187,7 +184,7 @@ fn decompress_as(
             layer.consume(len);
         },
     }
-    let (data, diff_id) = sink.finish();
+    let (data, diff_id) = sink.finish()?;
     Ok(Decompressed { format, data, common_gzip, diff_id })
 }
 

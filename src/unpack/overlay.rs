@@ -89,13 +89,17 @@ pub enum LayerError {
     #[error(transparent)]
     Entries(#[from] EntriesError),
     /// The image's config promises another content.
-    #[error("the layer's content has digest {actual}, the image's config says {expected}")]
-    DiffId {
-        /// From `rootfs.diff_ids`.
-        expected: Digest,
-        /// Of the decompressed bytes.
-        actual: Digest,
-    },
+    #[error("the layer's content has digest {}, the image's config says {}", .0.actual, .0.expected)]
+    DiffId(Box<WrongDiffId>),
+}
+
+/// A layer's content and what the image's config says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrongDiffId {
+    /// From `rootfs.diff_ids`.
+    pub expected: Digest,
+    /// Of the decompressed bytes.
+    pub actual: Digest,
 }
 
 impl LayerError {
@@ -104,7 +108,7 @@ impl LayerError {
         match self {
             Self::Decompress(error) => error.class(),
             Self::Entries(error) => error.class(),
-            Self::DiffId { .. } => Class::Digest,
+            Self::DiffId(_) => Class::Digest,
         }
     }
 }
@@ -143,7 +147,7 @@ pub fn open_all<S: Source>(
         let layer = open(source, limits, rules).map_err(|error| (place, error))?;
         match (expected, layer.unpacked.diff_id) {
             (Some(expected), Some(actual)) if expected != actual => {
-                Err((place, LayerError::DiffId { expected, actual }))
+                Err((place, LayerError::DiffId(Box::new(WrongDiffId { expected, actual }))))
             }
             _ => Ok(layer),
         }

@@ -110,7 +110,7 @@ pub enum TreeError {
         path: String,
         /// What the store said.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
 }
 
@@ -161,11 +161,16 @@ impl Tree {
         self.nodes.iter().map(Node::len).sum()
     }
 
-    /// Keeps only nodes for which `keep` says yes, and the directories that they lie in.
-    pub(crate) fn retain(&mut self, keep: impl FnMut(&Node) -> bool) -> Result<(), EntriesError> {
-        self.nodes.retain(keep);
-        // They were all there before, so their number is bounded already.
-        with_parents(&mut self.nodes, u64::MAX)
+    /// Takes away the nodes at these ascending places, but not the directories that what stays lies in.
+    pub(crate) fn remove(&mut self, places: &[usize]) {
+        let mut places = places.iter().copied().peekable();
+        let mut place = 0;
+        self.nodes.retain(|_| {
+            place += 1;
+            places.next_if_eq(&(place - 1)).is_none()
+        });
+        let parents = missing_parents(&self.nodes, u64::MAX);
+        add_directories(&mut self.nodes, parents.unwrap_or_default());
     }
 
     /// Writes the tree into the empty directory `dir`: files out of the store's pool, directories 0750.
@@ -173,7 +178,7 @@ impl Tree {
         self.write(dir, 0o750, |content, node, dir, name| {
             store
                 .link_file(content, node.executable(), dir, name)
-                .map_err(|source| TreeError::Store { path: node.path.to_string(), source })
+                .map_err(|error| TreeError::Store { path: node.path.to_string(), source: Box::new(error) })
         })
     }
 
@@ -283,15 +288,18 @@ pub(crate) fn nodes_of(entries: Vec<Entry>, layer: u32, most: u64) -> Result<Vec
         nodes.sort_by(|a, b| a.path.cmp(&b.path));
         nodes.dedup_by(|a, b| a.path == b.path);
     }
-    with_parents(&mut nodes, most)?;
+    let parents = missing_parents(&nodes, most).ok_or_else(|| {
+        EntriesError::Limit(format!("more than {most} entries with the directories that their names imply"))
+    })?;
+    add_directories(&mut nodes, parents);
     Ok(nodes)
 }
 
-/// Adds the directories that names imply.
-fn with_parents(nodes: &mut Vec<Node>, most: u64) -> Result<(), EntriesError> {
+/// The directories that names imply; `None` where they and the nodes are more than `most`.
+fn missing_parents(nodes: &[Node], most: u64) -> Option<Vec<Box<str>>> {
     let mut missing = std::collections::BTreeSet::<&str>::new();
     let mut last = "";
-    for node in nodes.iter() {
+    for node in nodes {
         let mut parent = split(&node.path).0;
         if parent == last {
             continue;
@@ -302,18 +310,17 @@ fn with_parents(nodes: &mut Vec<Node>, most: u64) -> Result<(), EntriesError> {
             parent = split(parent).0;
         }
         if (nodes.len() + missing.len()) as u64 > most {
-            return Err(EntriesError::Limit(format!(
-                "more than {most} entries with the directories that their names imply"
-            )));
+            return None;
         }
     }
-    if missing.is_empty() {
-        return Ok(());
+    Some(missing.into_iter().map(Box::from).collect())
+}
+
+fn add_directories(nodes: &mut Vec<Node>, directories: Vec<Box<str>>) {
+    if !directories.is_empty() {
+        nodes.extend(directories.into_iter().map(|path| Node { path, kind: NodeKind::Dir }));
+        nodes.sort_by(|a, b| a.path.cmp(&b.path));
     }
-    let missing: Vec<Node> = missing.into_iter().map(|path| Node { path: path.into(), kind: NodeKind::Dir }).collect();
-    nodes.extend(missing);
-    nodes.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(())
 }
 
 #[cfg(test)]

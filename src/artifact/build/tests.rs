@@ -89,7 +89,10 @@ fn rewrites_are_sorted_normalised_and_equal_for_equal_trees() {
     let unpack_one = unpacked(&[gzip(&one)], false, None).unwrap();
     assert_eq!(unpack_one.dropped, 1);
     let artifact = rewritten(&unpack_one.tree);
-    assert_eq!(Digest::sha256(&artifact).to_string(), "sha256:GOLDEN2");
+    assert_eq!(
+        Digest::sha256(&artifact).to_string(),
+        "sha256:44f91944e08fb6e902198d6277618143b8c3c763cac74cc13e925f7185a2bbee"
+    );
     let other = unpacked(&[zstd::bulk::compress(&other, 1).unwrap()], false, None).unwrap();
     assert!(rewritten(&other.tree) == artifact);
 
@@ -129,7 +132,7 @@ fn a_rewrite_would_itself_pass_through() {
     let first = unpacked(&[gzip(&tree)], false, None).unwrap();
     assert!(first.pass_through.is_err());
     let artifact = rewritten(&first.tree);
-    let second = unpacked(&[artifact.clone()], false, None).unwrap();
+    let second = unpacked(std::slice::from_ref(&artifact), false, None).unwrap();
     assert_eq!(second.pass_through, Ok(()));
     assert_eq!(names(&second.tree), names(&first.tree));
     assert!(rewritten(&second.tree) == artifact);
@@ -187,9 +190,10 @@ fn caps_hold_for_all_layers_together() {
 #[test]
 fn large_layers_go_through_the_spool() {
     let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
     let content = manifests(20 << 20);
     let layer = gzip(&tar().file("big", &content).executable("small", b"x").end());
-    let unpacked = unpack(&[layer], false, Ignoring::AsFlux(None), Caps::default(), Some(directory.path())).unwrap();
+    let unpacked = unpack(&[layer], false, Ignoring::Nothing, Caps::default(), Some(&store)).unwrap();
     assert_eq!(unpacked.pass_through, Ok(()));
     assert_eq!(unpacked.tree.logical_bytes(), content.len() as u64 + 1);
     let node = unpacked.tree.find("big").unwrap();
@@ -237,4 +241,72 @@ fn measure() {
         layer.len(),
         ours.as_secs_f64() / limit.as_secs_f64()
     );
+}
+
+fn chosen(layers: &[Vec<u8>], image: bool, copy: bool) -> Chosen {
+    let layers = layers.iter().map(|bytes| crate::oci::Descriptor {
+        media_type: "application/octet-stream".into(),
+        digest: Digest::sha256(bytes),
+        size: bytes.len() as u64,
+        platform: None,
+        artifact_type: None,
+        annotations: Default::default(),
+    });
+    Chosen { layers: layers.collect(), image, copy, chart: false }
+}
+
+fn built(store: &Store, layers: &[Vec<u8>], image: bool, copy: bool) -> Result<Built, ArtifactError> {
+    let blobs = layers.iter().map(|l| store.put(Digest::sha256(l), l, Durability::Soon).unwrap());
+    build(store, &chosen(layers, image, copy), &blobs.collect::<Vec<_>>(), Ignoring::AsFlux(None), Caps::default())
+}
+
+#[test]
+fn the_layer_itself_is_the_artifact_and_is_kept_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let layer = gzip(&tar().dir("d").file("d/f", b"x").executable("d/x", b"y").end());
+    let artifact = built(&store, std::slice::from_ref(&layer), false, false).unwrap();
+    assert!(artifact.passed_through);
+    assert_eq!(artifact.digest(), Digest::sha256(&layer));
+    assert_eq!(store.usage().unwrap().blobs.count, 1);
+
+    let copied = built(&store, &[b"not a tar".to_vec()], false, true).unwrap();
+    assert!(copied.passed_through && copied.tree.is_none());
+    assert_eq!(copied.digest(), Digest::sha256(b"not a tar"));
+
+    let none = build(&store, &chosen(&[layer], false, false), &[], Ignoring::Nothing, Caps::default());
+    assert_eq!(none.err().unwrap().class(), Class::Layer);
+}
+
+#[test]
+fn a_rewritten_artifact_is_a_blob_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let layers = [tar().dir("d").file("d/f", b"x").file("d/g", b"y").end(), gzip(&tar().file("d/.wh.f", b"").end())];
+    let artifact = built(&store, &layers, true, false).unwrap();
+    assert!(!artifact.passed_through);
+    assert_eq!(store.usage().unwrap().blobs.count, 3);
+    let bytes = artifact.blob.to_vec().unwrap();
+    assert_eq!(Digest::sha256(&bytes), artifact.digest());
+    let again = unpacked(&[bytes], false, None).unwrap();
+    assert_eq!(names(&again.tree), ["d", "d/g"]);
+    assert_eq!(built(&store, &layers, true, false).unwrap().digest(), artifact.digest());
+}
+
+#[test]
+fn published_files_are_shared_and_read_only() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let layer = gzip(&tar().file("d/f", b"same").executable("d/x", b"same").file("g", b"same").dir("e").end());
+    let tree = built(&store, &[layer], false, false).unwrap().tree.unwrap();
+    assert_eq!(tree.logical_bytes(), 12);
+    let out = tempfile::tempdir_in(directory.path()).unwrap();
+    let dir = cap_std::fs::Dir::open_ambient_dir(out.path(), cap_std::ambient_authority()).unwrap();
+    tree.write_published(&store, &dir).unwrap();
+    let mode = |name: &str| std::fs::symlink_metadata(out.path().join(name)).unwrap().mode();
+    let modes = ["d", "d/f", "d/x", "e", "g"].map(mode);
+    assert_eq!(modes, [0o040_750, 0o100_400, 0o100_500, 0o040_750, 0o100_400]);
+    assert_eq!(store.usage().unwrap().files.count, 2, "one for each mode");
+    assert_eq!(std::fs::read(out.path().join("d/x")).unwrap(), b"same");
 }

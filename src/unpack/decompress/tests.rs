@@ -194,13 +194,14 @@ fn stops_at_the_cap() {
     let zeros = gzip(&vec![0; 4 << 20]);
     let bomb: Vec<u8> = zeros.repeat(2500);
     let directory = tempfile::tempdir().unwrap();
-    let limits = Limits { spool: Some(directory.path()), ..Limits::in_memory(256 << 20) };
+    let store = crate::store::Store::open(directory.path()).unwrap();
+    let limits = Limits { spool: Some(&store), ..Limits::in_memory(256 << 20) };
     let error = decompress(&bomb, limits).unwrap_err();
     assert!(matches!(error, DecompressError::TooLarge { cap } if cap == 256 << 20), "{error}");
     assert_eq!(error.class(), Class::Limit);
     let error = decompress_reader(&bomb[..], limits).unwrap_err();
     assert_eq!(error.class(), Class::Limit);
-    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(directory.path().join("spool")).unwrap().count(), 0);
 
     let data = manifests(100_000);
     for layer in [gzip(&data), zstd::bulk::compress(&data, 3).unwrap()] {
