@@ -16,8 +16,11 @@ use larder::{
     },
 };
 
+/// A target: its name, and what it does with bytes.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// Every target by its name, which is also its corpus's.
-pub const ALL: &[(&str, fn(&[u8]))] = &[
+pub const ALL: &[Target] = &[
     ("challenge", challenge),
     ("decompress", decompress),
     ("docker_config", docker_config),
@@ -75,7 +78,8 @@ pub fn error_body(data: &[u8]) {
 pub fn ignore(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let (path, rules) = text.split_once('\n').unwrap_or((text, ""));
-    for built in [IgnoreRules::build([], Some(rules)), IgnoreRules::build([("a/.sourceignore", rules)], None)] {
+    for (own, spec) in [("", Some(rules)), (rules, None)] {
+        let Ok(built) = IgnoreRules::build([("a", own.as_bytes())], spec) else { continue };
         let _ = (built.excludes(path, false), built.excludes(path, true));
     }
 }

@@ -1,5 +1,6 @@
 //! Integration tests of the library and the binary, in one binary.
 
+mod fuzz_corpus;
 mod layering;
 mod registry;
 mod server;
