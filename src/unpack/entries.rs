@@ -7,11 +7,18 @@
 //! Formats: v7, ustar, PAX (POSIX.1-2001) and GNU long names. Sparse files of any kind are refused. Names stay data:
 //! nothing is ever opened by them here.
 
+mod header;
+mod name;
+
 use std::{
     fmt, io,
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use self::{
+    header::{checksum_matches, common_numbers, is_zero, number, octal, text},
+    name::{Clean, Unclean, clean},
+};
 use super::{
     data::ReadAt,
     pax::{self, Extensions},
@@ -190,50 +197,6 @@ pub(crate) fn shown(name: &[u8]) -> String {
 /// Whether a block is a header with a right checksum, or the zeros of an empty archive.
 pub fn is_header_or_end(block: &[u8; BLOCK]) -> bool {
     is_zero(block) || checksum_matches(block)
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|b| *b == 0)
-}
-
-/// POSIX sums bytes as unsigned, some old writers as signed; every reader takes both.
-fn checksum_matches(block: &[u8; BLOCK]) -> bool {
-    let Ok(stated) = octal(&block[148..156]) else { return false };
-    let mut unsigned = 8 * u64::from(b' ');
-    let mut high = 0u64;
-    for byte in block[..148].iter().chain(&block[156..]) {
-        unsigned += u64::from(*byte);
-        high += u64::from(*byte >> 7);
-    }
-    stated == unsigned || Some(stated) == unsigned.checked_sub(high * 256)
-}
-
-/// A number in octal: spaces, digits, then only spaces and zeros; all blank is 0. Stricter than any of the readers.
-fn octal(field: &[u8]) -> Result<u64, ()> {
-    let start = field.iter().position(|b| *b != b' ').unwrap_or(field.len());
-    let digits = field[start..].iter().take_while(|b| (b'0'..=b'7').contains(*b)).count();
-    let (digits, rest) = field[start..].split_at(digits);
-    if rest.iter().any(|b| *b != 0 && *b != b' ') {
-        return Err(());
-    }
-    // At most 12 digits in any field: 36 bits.
-    Ok(digits.iter().fold(0, |n, d| n << 3 | u64::from(d - b'0')))
-}
-
-/// A number in octal, or positive in base 256 with the one first byte that all readers know.
-fn number(field: &[u8]) -> Result<u64, ()> {
-    let [0x80, rest @ ..] = field else { return octal(field) };
-    let (high, low) = rest.split_at(rest.len().saturating_sub(8));
-    if !is_zero(high) {
-        return Err(());
-    }
-    let value = low.iter().fold(0u64, |n, b| n << 8 | u64::from(*b));
-    if value > i64::MAX as u64 { Err(()) } else { Ok(value) }
-}
-
-/// Up to the first zero.
-fn text(field: &[u8]) -> &[u8] {
-    &field[..field.iter().position(|b| *b == 0).unwrap_or(field.len())]
 }
 
 /// The index of the archive `tar`.
@@ -520,84 +483,6 @@ impl<T: ReadAt + ?Sized> Walk<'_, T> {
 }
 
 const SPARSE: &str = "sparse files are not supported";
-
-/// Whether the numbers that do not matter here (ids, time, devices) are such that every reader takes them.
-fn common_numbers(block: &[u8; BLOCK]) -> bool {
-    let signed = |field: &[u8]| number(field).is_ok() || field.iter().take(4).all(|b| *b == 0xff);
-    let has_devices = &block[257..262] == b"ustar";
-    signed(&block[108..116])
-        && signed(&block[116..124])
-        && signed(&block[136..148])
-        && (!has_devices || number(&block[329..337]).is_ok() && number(&block[337..345]).is_ok())
-}
-
-/// A cleaned name.
-struct Clean {
-    path: Box<str>,
-    /// Whether it was clean as written; a leading `./` is fine, a slash at the end too.
-    as_written: bool,
-}
-
-/// Why a name cannot be used.
-#[derive(Debug)]
-enum Unclean {
-    Refused(&'static str),
-    Limit(String),
-}
-
-impl fmt::Display for Unclean {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused(why) => f.write_str(why),
-            Self::Limit(why) => write!(f, "it {why}"),
-        }
-    }
-}
-
-/// Cleans a name: relative, below the root, no backslash, no zero, UTF-8, within the caps. The root is `""`.
-fn clean(name: &[u8]) -> Result<Clean, Unclean> {
-    let refused = |why| Err(Unclean::Refused(why));
-    let Ok(text) = str::from_utf8(name) else { return refused("its name is not UTF-8") };
-    if text.is_empty() {
-        return refused("its name is empty");
-    }
-    if text.starts_with('/') {
-        return refused("its name is absolute");
-    }
-    if text.contains('\\') {
-        return refused("its name has a backslash");
-    }
-    if text.contains('\0') {
-        return refused("its name has a zero byte");
-    }
-    let body = text.strip_suffix('/').unwrap_or(text);
-    let body = body.strip_prefix("./").unwrap_or(if body == "." { "" } else { body });
-    let mut depth = 0;
-    let mut as_written = true;
-    for component in body.split('/') {
-        match component {
-            ".." => return refused("its name has a component .."),
-            "" | "." => as_written &= body.is_empty(),
-            _ => depth += 1,
-        }
-        if component.len() > MAX_COMPONENT {
-            return Err(Unclean::Limit(format!(
-                "has a component of {} bytes, the cap is {MAX_COMPONENT}",
-                component.len()
-            )));
-        }
-    }
-    if depth > MAX_DEPTH {
-        return Err(Unclean::Limit(format!("has {depth} components, the cap is {MAX_DEPTH}")));
-    }
-    let path = if as_written {
-        body.into()
-    } else {
-        let parts: Vec<&str> = body.split('/').filter(|c| !matches!(*c, "" | ".")).collect();
-        parts.join("/").into()
-    };
-    Ok(Clean { path, as_written })
-}
 
 /// Names against each other: duplicates are rewritten, a file that is also a parent is refused. In an image's layer
 /// the last entry counts, whatever it replaces.
