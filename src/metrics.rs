@@ -101,7 +101,7 @@ impl RequestKind {
     }
 }
 
-/// One HTTP request was sent to `upstream` (host[:port]); `outcome` is `None` for ok.
+/// One HTTP request was sent to `upstream` (`host[:port]`); `outcome` is `None` for ok.
 pub fn upstream_request(upstream: &str, kind: RequestKind, outcome: Option<Class>) {
     METRICS.upstream_request(upstream, kind, outcome);
 }

@@ -1,6 +1,6 @@
 //! What Larder answers: the registry, artifact and admin listeners.
 //!
-//! A served request goes `listener` → a [`Handler`](listener::Handler) (`registry`, `artifacts`, `admin`) → the store →
+//! A served request goes `listener` → a [`Handler`] (`registry`, `artifacts`, `admin`) → the store →
 //! `entity`, which makes the answer of a blob → `body`, which hands the mapped bytes to the connection. Nothing here
 //! asks an upstream.
 //!

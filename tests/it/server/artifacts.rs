@@ -55,7 +55,9 @@ async fn ranges_and_conditions_follow_the_rfc() {
     let etag = format!("\"{}\"", s.digest);
     let weak = format!("W/{etag}");
     let mut client = s.running.connect().await;
-    let cases: &[(&[(&str, &str)], u16, &str, Option<&str>)] = &[
+    /// Headers, status, body, `Content-Range`.
+    type Case<'a> = (&'a [(&'a str, &'a str)], u16, &'a str, Option<&'a str>);
+    let cases: &[Case<'_>] = &[
         (&[("range", "bytes=2-4")], 206, "234", Some("bytes 2-4/10")),
         (&[("range", "bytes=8-")], 206, "89", Some("bytes 8-9/10")),
         (&[("range", "bytes=-3")], 206, "789", Some("bytes 7-9/10")),
