@@ -115,8 +115,13 @@ fn a_suspended_object_is_served_and_asks_nothing() {
     let larder = world.serve(&[]);
     let first = larder.wait_ready("OCIRepository", NAMESPACE, "app");
     world.write(&[spec(true)]);
-    larder.wait("OCIRepository", NAMESPACE, "app", |object| object["spec"]["suspend"] == true);
-    assert_eq!(larder.reconcile("OCIRepository", NAMESPACE, "app").status, 409);
+    eventually("a suspended object to refuse a pass", || {
+        match larder.reconcile("OCIRepository", NAMESPACE, "app").status {
+            409 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    });
+    assert_eq!(larder.object("OCIRepository", NAMESPACE, "app").expect("listed")["spec"]["suspend"], true);
     world.registry.push_files("app", "latest", &files(&[("v", "2")]));
     let asked = world.registry.count(&["/v2/app/manifests/"]);
     // Three intervals: the time itself is what is tested.

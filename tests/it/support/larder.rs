@@ -139,8 +139,8 @@ impl Larder {
         };
         let (Some(registry), Some(artifacts), Some(admin)) = (at("registry"), at("artifacts"), at("admin")) else {
             let _ = child.kill();
-            let _ = child.wait();
-            panic!("no ready line from larder serve, but {ready:?}; its log:\n{}", tail(&log))
+            let ended = child.wait();
+            panic!("no ready line from larder serve, but {ready:?}; it ended with {ended:?}; its log:\n{}", tail(&log))
         };
         Self { child, log, data, registry, artifacts, admin }
     }
