@@ -111,13 +111,13 @@ async fn tell(node: &Node, objects: &Path) -> anyhow::Result<()> {
 
     let folder = tempfile::tempdir()?;
     let first = push_version(&registry, folder.path(), "v1.0.0", IMAGES[0]).await?;
-    teller.step(format_args!("packaged and pushed oci://{registry}/my-app-config:v1.0.0"));
+    teller.step(format_args!("packaged and pushed oci://{registry}/my-app-config:v1.0.0, also tagged stable"));
     teller.detail(first);
 
     write_objects(objects, &registry, "v1.0.0")?;
     teller.step("wrote a GitRepository with an oci:// URL, an OCIRepository and a Kustomization");
     let git = settled(&server, "GitRepository", "my-app-oci", |o| revision(o) == format!("v1.0.0@{first}")).await?;
-    let oci = settled(&server, "OCIRepository", "my-app", |o| revision(o) == format!("v1.0.0@{first}")).await?;
+    let oci = settled(&server, "OCIRepository", "my-app", |o| revision(o) == format!("stable@{first}")).await?;
     teller.step(format_args!("reconciled: both sources are Ready at {}", revision(&git)));
     for source in [&git, &oci] {
         let url = fetch_and_check(source).await?;
@@ -128,11 +128,11 @@ async fn tell(node: &Node, objects: &Path) -> anyhow::Result<()> {
     teller.step(format_args!("rendered the Kustomization: {} lines in {}", yaml.lines().count(), file.display()));
 
     let second = push_version(&registry, folder.path(), "v1.0.1", IMAGES[1]).await?;
-    teller.step("pushed v1.0.1, and named it in the GitRepository; the OCIRepository follows its range of versions");
+    teller.step("pushed v1.0.1: named it in the GitRepository; the OCIRepository follows the tag stable, which moved");
     write_objects(objects, &registry, "v1.0.1")?;
     let wanted = format!("v1.0.1@{second}");
     reconcile(&server, "OCIRepository", "my-app").await?;
-    let updated = settled(&server, "OCIRepository", "my-app", |o| revision(o) == wanted).await?;
+    let updated = settled(&server, "OCIRepository", "my-app", |o| revision(o) == format!("stable@{second}")).await?;
     settled(&server, "GitRepository", "my-app-oci", |o| revision(o) == wanted).await?;
     fetch_and_check(&updated).await?;
     ensure!(digest_of(&updated) != digest_of(&oci), "the update has the digest of the version before");
@@ -173,7 +173,9 @@ async fn push_version(registry: &str, folder: &Path, tag: &str, image: &str) -> 
         repository: reference.repository,
         budget: Budget { deadline: Instant::now() + PATIENCE, requested: true },
     };
-    push::upload(&at, &packed, &Selector::Tag(tag.parse()?)).await?;
+    for tag in [tag, "stable"] {
+        push::upload(&at, &packed, &Selector::Tag(tag.parse()?)).await?;
+    }
     Ok(packed.manifest_digest)
 }
 

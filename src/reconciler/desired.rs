@@ -220,7 +220,9 @@ async fn common(
             format!("spec.provider: {} needs a login that this version does not do; name a secretRef", asked.provider);
         return Err(Refused::spec("FeatureGateDisabled", Class::Policy, message));
     }
-    let named_insecure = shared.config.insecure_registries.contains(&reference.registry);
+    // For the kind that has no such field.
+    let named_insecure =
+        object.key.kind == Kind::GitRepository && shared.config.insecure_registries.contains(&reference.registry);
     let mut transport = Transport {
         insecure: asked.insecure || named_insecure,
         // The object's own url may name a loopback address: that is its permission.

@@ -322,5 +322,7 @@ fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<
     if known.is_some_and(|k| k.reason == reason && k.message == message) {
         return Vec::new();
     }
-    vec![Event { normal: false, reason: reason.into(), message }]
+    // Waiting is how every start begins, and no warning.
+    let normal = matches!(result, Err(Blocked::Waiting { .. }));
+    vec![Event { normal, reason: reason.into(), message }]
 }

@@ -120,6 +120,17 @@ pub async fn drop_all(shared: &Arc<Shared>, key: &Key, status: &Status, retained
     }
 }
 
+/// Takes an artifact away that was made for an object and never got into its status.
+pub async fn discard(shared: &Arc<Shared>, key: &Key, artifact: &Artifact) {
+    let named = shared.lock().objects.get(key).is_some_and(|e| {
+        e.status.artifact.as_ref().is_some_and(|a| a.path == artifact.path)
+            || e.retained.0.iter().any(|s| s.path == artifact.path)
+    });
+    if !named {
+        take_away(shared, key, &artifact.path, artifact.digest).await;
+    }
+}
+
 async fn take_away(shared: &Arc<Shared>, key: &Key, path: &str, digest: Digest) {
     shared.published.remove(path);
     // Objects of different kinds with one name share the folder: a version goes when no status names it.

@@ -42,7 +42,8 @@ pub struct BuildKey {
     digest: Digest,
     choice: Choice,
     ignore: Option<String>,
-    values: Option<helm::Values>,
+    /// As a chart, and with which values.
+    chart: Option<Option<helm::Values>>,
 }
 
 /// An artifact with what it was made from.
@@ -50,7 +51,7 @@ pub struct Obtained {
     built: Built,
     manifest: PulledManifest,
     chart: Option<helm::Chart>,
-    /// Keeps the layers from collection until a status names what was made of them.
+    /// Keeps the layers and the artifact from collection until a status names what was made of them.
     _leases: Vec<Lease>,
 }
 
@@ -80,10 +81,11 @@ impl Failure {
         self.retry_after
     }
 
-    fn pulling(error: &PullError, wanted: &Wanted) -> Self {
+    fn pulling(error: &PullError, wanted: &Wanted, chart: bool) -> Self {
         let class = error.class();
         let (condition, reason) = match (error.registry(), error) {
             (Some(registry), _) if registry.is_authentication_setup() => (kinds::FETCH_FAILED, "AuthenticationFailed"),
+            _ if chart && class != Class::Disk => (kinds::BUILD_FAILED, "ChartPullError"),
             (_, PullError::Version(_) | PullError::Tags(_)) => (kinds::FETCH_FAILED, "ReadOperationFailed"),
             _ if class == Class::Disk => (kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed"),
             _ => (kinds::FETCH_FAILED, "OCIArtifactPullFailed"),
@@ -98,9 +100,10 @@ impl Failure {
         }
     }
 
-    fn building(error: &ArtifactError) -> Self {
+    fn building(error: &ArtifactError, chart: bool) -> Self {
         let class = error.class();
         let (condition, reason) = match class {
+            _ if chart && class != Class::Disk => (kinds::BUILD_FAILED, "ChartPullError"),
             Class::Disk => (kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed"),
             _ => (kinds::FETCH_FAILED, "OCIArtifactLayerOperationFailed"),
         };
@@ -166,7 +169,7 @@ async fn pass(
     let mut status = before.clone();
     let mut warning = None;
     let result = match &outcome {
-        Err(error) => Err(Failure::pulling(error, &route.wanted)),
+        Err(error) => Err(Failure::pulling(error, &route.wanted, desired.chart.is_some())),
         Ok(target) => bring(shared, &object, &desired, target, &mut status, &mut warning, budget).await,
     };
     let now = Timestamp::now();
@@ -177,7 +180,13 @@ async fn pass(
     if let Some(failure) = &failure {
         tracing::debug!(%key, class = %failure.class, reason = failure.reason, "{}", failure.message);
     }
-    shared.conclude(&object, status, events).await;
+    let made = status.artifact.clone();
+    if !shared.conclude(&object, status, events).await
+        && let Some(made) = made
+    {
+        // Changed, suspended or gone meanwhile: what no status names is not served.
+        retention::discard(shared, key, &made).await;
+    }
     record(key, failure.as_ref().map(|f| f.class), started.elapsed());
     failure
 }
@@ -197,17 +206,27 @@ async fn bring(
     budget: Budget,
 ) -> Result<(), Failure> {
     if let Some(artifact) = &status.artifact {
-        let (store, digest) = (shared.puller.store().clone(), artifact.digest);
-        // A pass that finds its artifact gone or damaged fetches it again; consumers must not be sent to a dead URL meanwhile.
-        let held = blocking::io(move || store.get(&digest)).await.map_err(|e| Failure::storing(&e))?;
-        if held.is_none() {
+        let (store, digest, key) = (shared.puller.store().clone(), artifact.digest, object.key.clone());
+        let held = blocking::io(move || {
+            let held = store.get(&digest)?.is_some();
+            Ok::<_, StoreError>((held, held && store.tree_is_sound(&key.namespace, &key.name, &digest.hex())?))
+        });
+        let (held, published) = held.await.map_err(|e| Failure::storing(&e))?;
+        if !held {
+            // Consumers must not be sent to a dead URL while it is fetched again.
             tracing::warn!(key = %object.key, digest = %artifact.digest, "the artifact disappeared from storage");
             shared.published.remove(&artifact.path);
             status.artifact = None;
         }
+        if published && desired.is_current(status, target) {
+            return Ok(());
+        }
     }
-    if desired.is_current(status, target) {
-        return Ok(());
+    if !desired.is_current(status, target) && status.artifact.is_some() {
+        let message = format!("new revision '{}' for '{}'", desired.revision(target), desired.url);
+        let (generation, now) = (object.metadata.generation, Timestamp::now());
+        let conditions = &mut status.conditions;
+        conditions.set(kinds::ARTIFACT_OUTDATED, ConditionStatus::True, "NewRevision", &message, generation, now);
     }
     let obtained = obtain(shared, desired, target, budget).await.map_err(|f| (*f).clone())?;
     *warning = obtained.manifest.warning.clone();
@@ -245,7 +264,7 @@ async fn obtain(
         digest: target.digest,
         choice: desired.choice.clone(),
         ignore: desired.ignore.clone(),
-        values: desired.chart.as_ref().and_then(|c| c.values.clone()),
+        chart: desired.chart.as_ref().map(|c| c.values.clone()),
     };
     shared
         .builds
@@ -255,9 +274,10 @@ async fn obtain(
 
 async fn make(shared: &Arc<Shared>, desired: &Desired, target: &Target, budget: Budget) -> Result<Obtained, Failure> {
     let (way, wanted) = (&desired.route.way, &desired.route.wanted);
-    let pulling = |e: PullError| Failure::pulling(&e, wanted);
+    let pulling = |e: PullError| Failure::pulling(&e, wanted, desired.chart.is_some());
     let manifest = shared.puller.manifest(way, target, budget).await.map_err(pulling)?;
-    let chosen: Chosen = choose::choose(&manifest.manifest, &desired.choice).map_err(|e| Failure::building(&e))?;
+    let chosen: Chosen = choose::choose(&manifest.manifest, &desired.choice)
+        .map_err(|e| Failure::building(&e, desired.chart.is_some()))?;
     let mut layers = Vec::new();
     let mut leases = Vec::new();
     let mut fetching = JoinSet::new();
@@ -276,8 +296,16 @@ async fn make(shared: &Arc<Shared>, desired: &Desired, target: &Target, budget: 
     let (store, caps, ignore) = (shared.puller.store().clone(), shared.config.caps, desired.ignore.clone());
     let (built, chart) = match &desired.chart {
         None => {
-            let building = move || build::build(&store, &chosen, &layers, Ignoring::AsFlux(ignore.as_deref()), caps);
-            (blocking::cpu(building).await.map_err(|e| Failure::building(&e))?, None)
+            let building = move || -> Result<Built, ArtifactError> {
+                let mut built = build::build(&store, &chosen, &layers, Ignoring::AsFlux(ignore.as_deref()), caps)?;
+                if built.tree.is_none() {
+                    // A copied layer is served whatever it holds; where it can be unpacked, its contents are shown too.
+                    let unpacked = build::unpack(&layers, false, Ignoring::Nothing, caps, Some(&store));
+                    built.tree = unpacked.ok().map(|u| u.tree);
+                }
+                Ok(built)
+            };
+            (blocking::cpu(building).await.map_err(|e| Failure::building(&e, desired.chart.is_some()))?, None)
         }
         Some(wanted) => {
             let wanted = wanted.clone();
@@ -285,6 +313,7 @@ async fn make(shared: &Arc<Shared>, desired: &Desired, target: &Target, budget: 
             (built, Some(chart))
         }
     };
+    leases.push(shared.puller.store().lease(built.digest()));
     Ok(Obtained { built, manifest, chart, _leases: leases })
 }
 

@@ -253,7 +253,8 @@ impl TreeWriter {
         self.bytes += bytes;
     }
 
-    /// Lets the tree appear. Where this version's tree is published already, and sound, that one stays.
+    /// Lets the tree appear. Where this version's tree is published already, and sound, that one
+    /// stays, with this manifest.
     pub fn publish(mut self) -> Result<PathBuf, StoreError> {
         let store = self.store.clone();
         let layout = &store.0.layout;
@@ -261,6 +262,12 @@ impl TreeWriter {
         let old = format!("{}/.tmp-{:016x}", self.key.directory(), fastrand::u64(..));
         let published = store.change_logical(|| {
             if store.is_sound(&self.key)? {
+                // Another manifest may lead to the same artifact: the newest is the one used.
+                let (new, there) = (format!("{}/manifest.json", self.temporary), format!("{path}/manifest.json"));
+                match layout.rename(&new, &there) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(error) => return Err(layout.error("replace", &there, error)),
+                }
                 return Ok((false, 0, 0));
             }
             let before = match store.tree_record(&self.key.id())? {
