@@ -1,6 +1,7 @@
 //! Integration tests of the library and the binary, in one binary.
 
 mod fuzz_corpus;
+mod hardening;
 mod layering;
 mod registry;
 mod server;

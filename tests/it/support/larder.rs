@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -118,16 +118,36 @@ impl Larder {
 
     /// Like [`Larder::start`], with more environment.
     pub fn start_with(root: &Path, flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::launch(root, &[], flags, environment).unwrap_or_else(|(_, why)| panic!("{why}"))
+    }
+
+    /// Like [`Larder::start_with`], through the program and arguments of `wrapper`, which must become the daemon (as
+    /// `prlimit` does). Where no ready line comes: how the process ended, and its log.
+    pub fn launch(
+        root: &Path,
+        wrapper: &[&str],
+        flags: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self, (ExitStatus, String)> {
         let data = root.join("data");
         let log = root.join("larder.log");
         let stderr = std::fs::File::options().create(true).append(true).open(&log).expect("log file");
-        let mut command = command(root);
+        let plain = command(root);
+        let mut command = match wrapper {
+            [] => plain,
+            [program, arguments @ ..] => {
+                let mut wrapped = Command::new(program);
+                wrapped.args(arguments).arg(plain.get_program()).env_clear().stdin(Stdio::null());
+                wrapped.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+                wrapped
+            }
+        };
         command.arg("serve").arg("--data").arg(&data).stdout(Stdio::piped()).stderr(stderr);
         for listener in ["--registry-listen", "--artifact-listen", "--admin-listen"] {
             command.args([listener, "127.0.0.1:0"]);
         }
         command.args(flags).envs(environment.iter().copied());
-        let mut child = command.spawn().expect("larder runs");
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
         let (send, receive) = std::sync::mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         // Goes on after the ready line, so that the daemon never finds its standard output full.
@@ -139,10 +159,15 @@ impl Larder {
         };
         let (Some(registry), Some(artifacts), Some(admin)) = (at("registry"), at("artifacts"), at("admin")) else {
             let _ = child.kill();
-            let ended = child.wait();
-            panic!("no ready line from larder serve, but {ready:?}; it ended with {ended:?}; its log:\n{}", tail(&log))
+            let status = child.wait().expect("our own child");
+            return Err((status, format!("no ready line from larder serve, but {ready:?}; its log:\n{}", tail(&log))));
         };
-        Self { child, log, data, registry, artifacts, admin }
+        Ok(Self { child, log, data, registry, artifacts, admin })
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child")
     }
 
     /// Its process id.
