@@ -33,6 +33,9 @@ pub const MAX_UPSTREAMS: usize = 256;
 /// The value of `upstream` past [`MAX_UPSTREAMS`].
 pub const OTHER: &str = "other";
 
+/// The values of the label `kind` of passes over objects: Flux's names, as `objects::Kind` has them.
+pub const KINDS: [&str; 5] = ["OCIRepository", "GitRepository", "HelmRepository", "HelmChart", "Kustomization"];
+
 /// The label value of success.
 const OK: &str = "ok";
 
@@ -312,9 +315,9 @@ impl Metrics {
         registry.register("larder_reconcile_duration_seconds", "Length of a pass over an object", durations.clone());
         let gotk_durations = histograms::<Object>();
         registry.register(GOTK_DURATION.name, GOTK_DURATION.help, gotk_durations.clone());
-        for kind in crate::objects::Kind::ALL {
-            reconciles.get_or_create_owned(&KindOutcome { kind: kind.name(), outcome: OK });
-            durations.get_or_create_owned(&Kind { kind: kind.name() });
+        for kind in KINDS {
+            reconciles.get_or_create_owned(&KindOutcome { kind, outcome: OK });
+            durations.get_or_create_owned(&Kind { kind });
         }
         let outcomes: [&str; CLASSES.len() + 1] =
             std::array::from_fn(|i| if i == 0 { OK } else { CLASSES[i - 1].label() });

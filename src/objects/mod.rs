@@ -311,3 +311,13 @@ pub struct DocumentError {
     /// What is wrong and what to do.
     pub error: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Kind;
+
+    #[test]
+    fn kinds_are_the_ones_that_metrics_show_from_the_start() {
+        assert_eq!(Kind::ALL.map(Kind::name), crate::metrics::KINDS);
+    }
+}
