@@ -31,7 +31,7 @@ impl Algorithm {
     }
 
     /// The digest's length in bytes.
-    pub const fn len(self) -> usize {
+    pub const fn hash_len(self) -> usize {
         match self {
             Self::Sha256 => 32,
             Self::Sha512 => 64,
@@ -43,7 +43,7 @@ impl Algorithm {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
-    /// Only the first `algorithm.len()` bytes count; the rest is zero.
+    /// Only the first `algorithm.hash_len()` bytes count; the rest is zero.
     bytes: [u8; 64],
 }
 
@@ -57,7 +57,7 @@ pub enum DigestError {
     #[error("digest algorithm {0:?} is not one of sha256 and sha512")]
     Algorithm(String),
     /// Not exactly the algorithm's number of lower-case hex digits.
-    #[error("a {} digest has {} lower-case hex digits, this has not: {hex:?}", .algorithm.name(), .algorithm.len() * 2)]
+    #[error("a {} digest has {} lower-case hex digits, this has not: {hex:?}", .algorithm.name(), .algorithm.hash_len() * 2)]
     Hex {
         /// The algorithm that was named.
         algorithm: Algorithm,
@@ -91,12 +91,12 @@ impl Digest {
 
     /// The hash, 32 or 64 bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.algorithm.len()]
+        &self.bytes[..self.algorithm.hash_len()]
     }
 
     /// From the raw hash; `None` unless it is exactly the algorithm's length.
     pub fn from_bytes(algorithm: Algorithm, hash: &[u8]) -> Option<Self> {
-        if hash.len() != algorithm.len() {
+        if hash.len() != algorithm.hash_len() {
             return None;
         }
         let mut bytes = [0; 64];
@@ -120,11 +120,11 @@ impl FromStr for Digest {
             .find(|a| a.name() == name)
             .ok_or_else(|| DigestError::Algorithm(short(name, 40)))?;
         let wrong = || DigestError::Hex { algorithm, hex: short(hex, 140) };
-        if hex.len() != algorithm.len() * 2 || hex.bytes().any(|b| b.is_ascii_uppercase()) {
+        if hex.len() != algorithm.hash_len() * 2 || hex.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(wrong());
         }
         let mut bytes = [0; 64];
-        hex::decode_to_slice(hex, &mut bytes[..algorithm.len()]).map_err(|_| wrong())?;
+        hex::decode_to_slice(hex, &mut bytes[..algorithm.hash_len()]).map_err(|_| wrong())?;
         Ok(Self { algorithm, bytes })
     }
 }
