@@ -1,4 +1,7 @@
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+};
 
 use super::*;
 use crate::artifact::build::{Ignoring, Unpacked, unpack};
