@@ -22,21 +22,19 @@
 mod load;
 mod record;
 mod scan;
+mod watch;
 
 use std::{
     collections::{BTreeMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use jiff::Timestamp;
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher, event::AccessKind, event::AccessMode};
 use serde_json::{Value, json};
 use tokio::{
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Semaphore, mpsc},
     task::JoinSet,
 };
 
@@ -44,6 +42,7 @@ use self::{
     load::{Outcome, State},
     record::{Record, Records},
     scan::{Reading, Scanner},
+    watch::Watch,
 };
 use super::{
     Backend, BackendError, BoxFuture, Change, ConfigMap, DocumentError, Event, Key, Listing, Object, SecretObject,
@@ -52,15 +51,6 @@ use super::{
     schema,
 };
 use crate::{blocking, digest::Digest};
-
-/// How often the files' stamps are looked at, whatever inotify says: 1,000 files take about 2 ms.
-const POLL: Duration = Duration::from_secs(10);
-
-/// How long nothing must happen before files are read: an editor or `kubectl cp` writes in several steps.
-const QUIET: Duration = Duration::from_millis(75);
-
-/// How long a burst may put off reading.
-const LONGEST_BURST: Duration = Duration::from_secs(1);
 
 /// Changes that wait for the reconciler.
 const QUEUE: usize = 1024;
@@ -125,13 +115,7 @@ impl Directory {
             sender,
         });
         // Watch before the first look, or a change between the two would wait for the poll.
-        let signal = Arc::new(Notify::new());
-        let watch = if watched {
-            let (path, signal) = (path.to_owned(), signal.clone());
-            Some(blocking::io(move || Watch::start(&path, &signal)).await)
-        } else {
-            None
-        };
+        let watch = if watched { Some(Watch::start(path).await) } else { None };
         let records = inner.records.clone();
         let kept = blocking::io(move || records.load())
             .await
@@ -140,7 +124,7 @@ impl Directory {
             let mut loader = inner.loader.lock().await;
             inner.load(&mut loader, kept.into_iter().collect(), true).await?
         };
-        let task = tokio::spawn(inner.clone().run(changes, signal, watch));
+        let task = tokio::spawn(inner.clone().run(changes, watch));
         Ok(Self { inner, receiver: Mutex::new(Some(receiver)), task })
     }
 
@@ -159,46 +143,13 @@ impl Drop for Directory {
     }
 }
 
-/// An inotify watch on a directory, which may have been replaced by another of the same name since.
-struct Watch {
-    identity: Option<(u64, u64)>,
-    watcher: Option<RecommendedWatcher>,
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
-}
-
-impl Watch {
-    fn start(path: &Path, signal: &Arc<Notify>) -> Self {
-        let identity = identity(path);
-        let signal = signal.clone();
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading makes events too.
-            let ours = matches!(&event, Ok(e) if matches!(e.kind, EventKind::Access(a)
-                if a != AccessKind::Close(AccessMode::Write)));
-            if !ours {
-                signal.notify_one();
-            }
-        })
-        .and_then(|mut watcher| watcher.watch(path, RecursiveMode::NonRecursive).map(|()| watcher));
-        let watcher = watcher
-            .inspect_err(|error| {
-                tracing::warn!(path = %path.display(), %error, seconds = POLL.as_secs(),
-                    "the directory cannot be watched; it is looked at at intervals");
-            })
-            .ok();
-        Self { identity, watcher }
-    }
-}
-
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that holds the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn run(self: Arc<Self>, changes: Vec<Change>, signal: Arc<Notify>, watch: Option<Watch>) {
+    async fn run(self: Arc<Self>, changes: Vec<Change>, watch: Option<Watch>) {
         {
             let _order = self.loader.lock().await;
             if !self.tell(changes).await {
@@ -209,20 +160,10 @@ impl Inner {
         let mut failing = false;
         loop {
             tokio::select! {
-                () = signal.notified() => {
-                    let begun = tokio::time::Instant::now();
-                    while begun.elapsed() < LONGEST_BURST
-                        && tokio::time::timeout(QUIET, signal.notified()).await.is_ok()
-                    {}
-                }
-                () = tokio::time::sleep(POLL) => {}
+                () = watch.changed() => {}
                 () = self.sender.closed() => return,
             }
-            let path = self.path.clone();
-            if watch.watcher.is_none() || watch.identity != blocking::io(move || identity(&path)).await {
-                let (path, signal) = (self.path.clone(), signal.clone());
-                watch = blocking::io(move || Watch::start(&path, &signal)).await;
-            }
+            watch.renew().await;
             match self.reload().await {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {

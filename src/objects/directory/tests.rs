@@ -1,4 +1,9 @@
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, symlink},
+    path::Path,
+    time::Duration,
+};
 
 use serde_json::json;
 use tokio::sync::mpsc::Receiver;
