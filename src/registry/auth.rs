@@ -18,10 +18,11 @@ use http::{
 
 use super::{
     Credentials, Inner,
-    call::{self, Call, Send, Session},
+    call::{self, Call, Session},
     challenge::{self, Challenge},
     connect::lock,
     error::RegistryError,
+    exchange::Send,
     target::{Target, encode_component, literal},
 };
 use crate::{metrics::RequestKind, secret::Secret};

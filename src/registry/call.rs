@@ -1,39 +1,35 @@
-//! One request as a call makes it: attempts, authentication, redirects by hand, windows of silence after a 429.
+//! One request as a call makes it: attempts, authentication, redirects by hand.
 //!
 //! `perform` → attempts with backoff → `once` → 401 rounds → `follow` → redirects → `exchange` → one HTTP request.
 
 use std::{
-    collections::HashMap,
-    net::IpAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, StatusCode,
-    header::{
-        ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, HOST, LOCATION, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT,
-    },
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{AUTHORIZATION, CONTENT_ENCODING, LOCATION},
     response::Parts,
 };
-use http_body_util::Full;
 use tokio::time::timeout;
 
 use super::{
     Budget, Credentials, Endpoint, Inner, address,
     auth::Known,
     body::Body,
-    connect::{Connection, NO_CONNECTION, Profile, lock},
+    connect::{NO_CONNECTION, Profile, lock},
     error::RegistryError,
+    exchange::{NO_ANSWER, Send},
     target::Target,
+    windows::Windows,
 };
 use crate::{
-    class::Class,
-    metrics::{self, RequestKind},
+    metrics::RequestKind,
     oci::{Repository, error_body},
 };
 
@@ -41,14 +37,6 @@ use crate::{
 const ATTEMPTS: u32 = 4;
 /// How many redirects are followed (R16).
 const MAX_REDIRECTS: usize = 10;
-/// Where a 429 does not say how long, or says nonsense.
-const DEFAULT_WINDOW: Duration = Duration::from_secs(60);
-/// The longest silence that a 429 can ask for (R15).
-const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
-/// Bytes a second below which an upload is given up.
-const SLOWEST_UPLOAD: u64 = 16 << 10;
-/// What the error says when a connection stood, and nothing usable came back over it.
-const NO_ANSWER: &str = "the connection ended without a usable answer";
 
 /// Calls to one endpoint share this: what the registry was seen to want. Never shared between transports or
 /// credentials.
@@ -63,14 +51,7 @@ pub(super) struct Session {
     pub(super) known: Mutex<Known>,
     /// Whether the registry's own address is a private one.
     pub(super) private: AtomicBool,
-    windows: Mutex<HashMap<String, Window>>,
-}
-
-/// After a 429: silence until then.
-#[derive(Clone, Copy)]
-struct Window {
-    until: Instant,
-    probed: bool,
+    pub(super) windows: Windows,
 }
 
 impl Session {
@@ -83,7 +64,7 @@ impl Session {
             profile,
             known: Mutex::default(),
             private: AtomicBool::new(false),
-            windows: Mutex::default(),
+            windows: Windows::default(),
         }
     }
 }
@@ -104,7 +85,7 @@ pub(super) struct Call<'a> {
     /// How many tokens this call has fetched.
     pub(super) tokens: AtomicU32,
     /// This call is the one that may ask inside a window.
-    probing: AtomicBool,
+    pub(super) probing: AtomicBool,
 }
 
 impl<'a> Call<'a> {
@@ -134,16 +115,6 @@ impl<'a> Call<'a> {
     pub(super) fn scope(&self) -> String {
         format!("repository:{}:{}", self.repository, if self.push { "pull,push" } else { "pull" })
     }
-}
-
-/// A request without its URL.
-pub(super) struct Send<'a> {
-    pub(super) kind: RequestKind,
-    pub(super) method: &'a Method,
-    pub(super) headers: HeaderMap,
-    pub(super) body: &'a Bytes,
-    /// Whether a private address may be contacted.
-    pub(super) private: bool,
 }
 
 impl Inner {
@@ -332,176 +303,6 @@ impl Inner {
         }
         Err(RegistryError::Protocol { what: target.to_string(), why: format!("more than {MAX_REDIRECTS} redirects") })
     }
-
-    /// One HTTP request, on an idle connection or a new one; counted.
-    async fn exchange(
-        &self,
-        session: &Arc<Session>,
-        call: &Call<'_>,
-        send: &Send<'_>,
-        target: &Target,
-    ) -> Result<(Parts, Body, Option<IpAddr>), RegistryError> {
-        let host = target.host_and_port();
-        enter(session, call, &host)?;
-        let mut fresh = false;
-        loop {
-            let connection = match session.profile.connection(target, send.private, fresh).await {
-                Ok(connection) => connection,
-                Err(error) => {
-                    if error.class() == Class::Net {
-                        metrics::upstream_request(&session.upstream, send.kind, Some(Class::Net));
-                    }
-                    return Err(error);
-                }
-            };
-            let (peer, reused) = (connection.peer, connection.reused);
-            match self.send_over(connection, session, send, target).await {
-                Ok((parts, body)) => {
-                    let outcome = outcome(parts.status);
-                    metrics::upstream_request(&session.upstream, send.kind, outcome);
-                    if session.authority == host || session.authority == target.authority() {
-                        session.private.store(peer.is_some_and(address::is_private), Ordering::Relaxed);
-                    }
-                    if outcome == Some(Class::Rate) {
-                        let after = close_window(session, &host, retry_after(&parts.headers, SystemTime::now()));
-                        body.discard().await;
-                        return Err(RegistryError::RateLimited { host, after });
-                    }
-                    // Only a probe's answer opens a window: others may have been under way when it was closed.
-                    if call.probing.load(Ordering::Relaxed) {
-                        lock(&session.windows).remove(&host);
-                    }
-                    return Ok((parts, body, peer));
-                }
-                Err(failure) => {
-                    if failure.sent {
-                        metrics::upstream_request(&session.upstream, send.kind, Some(Class::Net));
-                    }
-                    // The server closed an idle connection just now: nothing was lost but the connection.
-                    let again = !failure.sent || matches!(*send.method, Method::GET | Method::HEAD);
-                    if reused && again && failure.broken {
-                        fresh = true;
-                        continue;
-                    }
-                    return Err(failure.error);
-                }
-            }
-        }
-    }
-
-    async fn send_over(
-        &self,
-        mut connection: Connection,
-        session: &Arc<Session>,
-        send: &Send<'_>,
-        target: &Target,
-    ) -> Result<(Parts, Body), Failure> {
-        let uri = match connection.forward {
-            Some(_) => format!("{}://{}{}", target.scheme(), target.authority(), target.path_and_query),
-            None => target.path_and_query.clone(),
-        };
-        let mut request = Request::builder().method(send.method).uri(uri).header(HOST, target.authority());
-        if let Some(headers) = request.headers_mut() {
-            headers.extend(send.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-            headers.insert(USER_AGENT, HeaderValue::from_static(super::USER_AGENT));
-            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-            if let Some(Some(value)) = &connection.forward {
-                headers.insert(PROXY_AUTHORIZATION, value.clone());
-            }
-        }
-        let request = request.body(Full::new(send.body.clone())).map_err(|error| Failure {
-            error: RegistryError::Protocol { what: target.to_string(), why: error.to_string() },
-            sent: false,
-            broken: false,
-        })?;
-        // The time to send a body comes on top, at the slowest speed that is taken for one.
-        let sending = Duration::from_secs(send.body.len() as u64 / SLOWEST_UPLOAD);
-        let limit = self.config.response_timeout + sending;
-        let answer = timeout(limit, connection.sender.try_send_request(request)).await;
-        match answer {
-            Err(_) => Err(Failure {
-                error: RegistryError::Timeout { what: target.to_string(), waiting: "for an answer" },
-                sent: true,
-                broken: false,
-            }),
-            Ok(Err(mut error)) => {
-                let sent = error.take_message().is_none();
-                let source = error.into_error();
-                let error = if source.is_parse_too_large() {
-                    RegistryError::Size { what: target.to_string(), why: "the response's head is too large".to_owned() }
-                } else {
-                    RegistryError::Unreachable { what: target.to_string(), doing: NO_ANSWER, source: source.into() }
-                };
-                Err(Failure { error, sent, broken: true })
-            }
-            Ok(Ok(response)) => {
-                let (parts, incoming) = response.into_parts();
-                let home = (session.profile.clone(), connection);
-                let period = self.config.slow_period;
-                let body = Body::new(incoming, home, target.clone(), period, session.upstream.clone());
-                Ok((parts, body))
-            }
-        }
-    }
-}
-
-struct Failure {
-    error: RegistryError,
-    /// Some of the request may have reached the server.
-    sent: bool,
-    broken: bool,
-}
-
-fn outcome(status: StatusCode) -> Option<Class> {
-    match status.as_u16() {
-        ..=399 => None,
-        401 | 403 | 407 => Some(Class::Auth),
-        404 => Some(Class::NotFound),
-        429 => Some(Class::Rate),
-        408 | 500.. => Some(Class::Net),
-        _ => Some(Class::Proto),
-    }
-}
-
-/// Inside a window nothing is sent, but for one probe that somebody asked for.
-fn enter(session: &Session, call: &Call<'_>, host: &str) -> Result<(), RegistryError> {
-    let mut windows = lock(&session.windows);
-    let Some(window) = windows.get_mut(host) else { return Ok(()) };
-    let now = Instant::now();
-    if window.until <= now {
-        windows.remove(host);
-        return Ok(());
-    }
-    if call.probing.load(Ordering::Relaxed) {
-        return Ok(());
-    }
-    if call.budget.requested && !window.probed {
-        window.probed = true;
-        call.probing.store(true, Ordering::Relaxed);
-        return Ok(());
-    }
-    Err(RegistryError::RateLimited { host: host.to_owned(), after: window.until - now })
-}
-
-/// Begins or prolongs a window; what it still had to run is not shortened. A probe's 429 does not grant another probe.
-fn close_window(session: &Session, host: &str, after: Duration) -> Duration {
-    let mut windows = lock(&session.windows);
-    let now = Instant::now();
-    let before = windows.get(host).copied().filter(|window| window.until > now);
-    let probed = before.is_some_and(|window| window.probed);
-    let until = before.map_or(now + after, |window| window.until.max(now + after)).min(now + LONGEST_WINDOW);
-    windows.insert(host.to_owned(), Window { until, probed });
-    until - now
-}
-
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Duration {
-    let text = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::trim).unwrap_or_default();
-    let stated = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
-    } else {
-        httpdate::parse_http_date(text).ok().map(|date| date.duration_since(now).unwrap_or_default())
-    };
-    stated.map_or(DEFAULT_WINDOW, |stated| stated.clamp(Duration::from_secs(1), LONGEST_WINDOW))
 }
 
 fn location(headers: &HeaderMap) -> Option<String> {
@@ -553,29 +354,6 @@ pub(super) async fn refused(session: &Session, method: &Method, status: StatusCo
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn retry_after_is_read_in_both_forms_and_bounded() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
-        for (text, seconds) in [
-            (Some("7"), 7),
-            (Some("0"), 1),
-            (Some("3600"), 3600),
-            (Some("99999999999999999999999"), 3600),
-            (Some("Sun, 06 Nov 1994 08:50:37 GMT"), 60),
-            (Some("Sun, 06 Nov 1994 08:00:00 GMT"), 1),
-            (Some("soon"), 60),
-            (Some("-5"), 60),
-            (Some(""), 60),
-            (None, 60),
-        ] {
-            let mut headers = HeaderMap::new();
-            if let Some(text) = text {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static(text));
-            }
-            assert_eq!(retry_after(&headers, now), Duration::from_secs(seconds), "{text:?}");
-        }
-    }
 
     #[test]
     fn a_tls_port_is_told_by_its_usual_words() {

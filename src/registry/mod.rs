@@ -13,9 +13,9 @@
 //!
 //! **After a crash** nothing remains: all state is in memory.
 //!
-//! The map: [`Client`] → `manifest`, `blob`, `push` (the API's calls) → `call` (attempts, 401, redirects, windows) →
-//! `auth` (realms, tokens) and `connect` (addresses, proxies, TLS, idle connections). [`docker_config`] finds the
-//! credentials.
+//! The map: [`Client`] → `manifest`, `blob`, `push` (the API's calls) → `call` (attempts, 401, redirects) →
+//! `auth` (realms, tokens), `exchange` (one HTTP request, windows of silence) and `connect` (addresses, proxies, TLS, idle
+//! connections). [`docker_config`] finds the credentials.
 
 mod address;
 mod auth;
@@ -26,11 +26,13 @@ pub mod challenge;
 mod connect;
 pub mod docker_config;
 mod error;
+mod exchange;
 mod manifest;
 mod proxy;
 mod push;
 mod target;
 mod tls;
+mod windows;
 
 use std::{
     sync::{
