@@ -13,7 +13,7 @@ pub struct Backoff {
 
 impl Backoff {
     /// The next delay, up to a quarter longer by chance, so that many who fail at once do not come back at once.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_delay(&mut self) -> Duration {
         let delay = FIRST.saturating_mul(1 << self.failures.min(20)).min(LAST);
         self.failures = self.failures.saturating_add(1);
         delay.mul_f64(1.0 + fastrand::f64() / 4.0)
@@ -38,13 +38,13 @@ mod tests {
     fn doubles_up_to_a_quarter_of_an_hour_and_begins_anew() {
         let mut backoff = Backoff::default();
         for expected in [750, 1_500, 3_000, 6_000] {
-            let delay = backoff.next().as_millis();
+            let delay = backoff.next_delay().as_millis();
             assert!((expected..=expected * 5 / 4).contains(&delay), "{delay}");
         }
         for _ in 0..40 {
-            assert!(backoff.next() <= LAST.mul_f64(1.25));
+            assert!(backoff.next_delay() <= LAST.mul_f64(1.25));
         }
         backoff.reset();
-        assert!(backoff.next() < FIRST * 2);
+        assert!(backoff.next_delay() < FIRST * 2);
     }
 }

@@ -97,11 +97,6 @@ impl Groups {
         group
     }
 
-    /// How many groups there are.
-    pub fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
     fn remove(&self, group: &Arc<Group>) {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if groups.get(&group.route).is_some_and(|g| Arc::ptr_eq(g, group)) {
@@ -229,7 +224,7 @@ fn next(group: &Group, failure: Option<&source::Failure>, backoff: &mut Backoff)
     let interval = group.lock().members.values().map(|m| m.demand.interval).min().unwrap_or(Duration::from_secs(60));
     match failure {
         Some(failure) if failure.class().retry() == Retry::Backoff => {
-            let wait = backoff.next();
+            let wait = backoff.next_delay();
             failure.retry_after().map_or(wait, |stated| stated.max(wait))
         }
         _ => {

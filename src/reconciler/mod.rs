@@ -3,7 +3,7 @@
 //! One loop takes the backend's changes. A source object is admitted (its spec read, its Secrets looked up) and joins the
 //! [`group`] of all objects that name the same thing the same way; the group's task probes, pulls and passes over its members
 //! ([`source`]). A Kustomization has a task of its own ([`kustomization`]), woken by its source. Statuses are written by the
-//! one place that also publishes, [`Shared::conclude`], in the order: blob durable, URL fetchable, tree there, status kept. A
+//! one place that also publishes, `Shared::conclude`, in the order: blob durable, URL fetchable, tree there, status kept. A
 //! result whose object changed, was suspended or went meanwhile is dropped.
 //!
 //! After a crash nothing has to be repaired: statuses name artifacts that the store holds, and what was half done is done again.
@@ -49,7 +49,7 @@ pub struct Config {
     pub advertise: String,
     /// How many passes at most are under way for one registry.
     pub concurrency: usize,
-    /// Registries (host[:port] as named) that may be spoken to over plain http, for kinds that have no `insecure` field.
+    /// Registries (`host[:port]` as named) that may be spoken to over plain http, for kinds that have no `insecure` field.
     pub insecure_registries: Vec<Registry>,
     /// How long a superseded artifact stays fetchable at least.
     pub retention: Duration,
@@ -465,9 +465,8 @@ impl Shared {
                 entry.status = status.clone();
             }
             drop(state);
-            match &status.artifact {
-                Some(artifact) => self.published.set_latest(&artifact.path),
-                None => {}
+            if let Some(artifact) = &status.artifact {
+                self.published.set_latest(&artifact.path);
             }
         }
         for event in events {

@@ -137,12 +137,12 @@ pub async fn pass_over(
     for key in members {
         let (shared, route, outcome) = (Arc::clone(shared), route.clone(), outcome.clone());
         while working.len() >= AT_ONCE {
-            note(working.join_next().await.and_then(|joined| joined.unwrap_or_else(|e| resume(e))));
+            note(working.join_next().await.and_then(|joined| joined.unwrap_or_else(resume)));
         }
         working.spawn(async move { pass(&shared, &route, &key, outcome, budget, started).await });
     }
     while let Some(joined) = working.join_next().await {
-        note(joined.unwrap_or_else(|e| resume(e)));
+        note(joined.unwrap_or_else(resume));
     }
     worst
 }
