@@ -376,6 +376,10 @@ impl Backend for Nothing {
         Box::pin(async {})
     }
 
+    fn show<'a>(&'a self, _: &'a Key) -> BoxFuture<'a, Option<Value>> {
+        Box::pin(async { None })
+    }
+
     fn list<'a>(&'a self) -> BoxFuture<'a, Listing> {
         Box::pin(async { Listing::default() })
     }

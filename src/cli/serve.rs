@@ -20,6 +20,20 @@ pub struct Arguments {
     settings: Settings,
 }
 
+/// As many as wait for the disk at once.
+const BLOCKING_THREADS: usize = 16;
+
+/// Raises the number of files that may be open to what the system allows: each open blob is one.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Runs the command.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let file = match &arguments.settings.config {
@@ -37,7 +51,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let config = Config::resolve(arguments.settings, file, &surroundings)?;
     telemetry::init(config.log_format, std::env::var("LARDER_LOG").ok().as_deref())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    allow_open_files();
+    // Each thread that waits for the disk keeps memory of its own; more of them than a disk has use for only cost.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     let result = runtime.block_on(serve(config));
     runtime.shutdown_background();
     result

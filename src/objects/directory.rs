@@ -324,7 +324,9 @@ impl Inner {
 
     fn list(&self) -> Listing {
         let state = self.state();
-        let items = state.objects.values().map(|k| shown(&k.object, &k.status)).collect();
+        let write = |k: &load::Known| serde_json::value::to_raw_value(&shown(&k.object, &k.status));
+        // Values of JSON, with text for keys, can always be written.
+        let items = state.objects.values().filter_map(|k| write(k).ok()).collect();
         Listing { items, errors: state.errors.clone() }
     }
 }
@@ -438,6 +440,11 @@ impl Backend for Directory {
             tracing::warn!(object = %object.key, reason, "{message}");
         }
         Box::pin(std::future::ready(()))
+    }
+
+    fn show<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Option<Value>> {
+        let shown = self.inner.state().objects.get(key).map(|k| shown(&k.object, &k.status));
+        Box::pin(std::future::ready(shown))
     }
 
     fn list<'a>(&'a self) -> BoxFuture<'a, Listing> {

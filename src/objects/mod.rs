@@ -15,7 +15,7 @@ pub mod view;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 pub use condition::{Condition, ConditionStatus, Conditions};
 pub use directory::{Directory, kept_artifacts};
@@ -288,6 +288,8 @@ pub trait Backend: Send + Sync + 'static {
     fn patch_status<'a>(&'a self, key: &'a Key, status: &'a Status) -> BoxFuture<'a, Result<(), BackendError>>;
     /// Tells people.
     fn event<'a>(&'a self, object: &'a Object, event: Event) -> BoxFuture<'a, ()>;
+    /// One object with its kept status, as [`Backend::list`] shows it.
+    fn show<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Option<Value>>;
     /// All objects with their kept statuses as Kubernetes would show them, sorted by kind, namespace, name, and the errors of
     /// documents that could not be read.
     fn list<'a>(&'a self) -> BoxFuture<'a, Listing>;
@@ -296,11 +298,18 @@ pub trait Backend: Send + Sync + 'static {
 /// What `GET /v1/objects` shows.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Listing {
-    /// The objects.
-    pub items: Vec<Value>,
+    /// The objects, each written already: as values a thousand of them would take ten times the memory.
+    pub items: Vec<Box<RawValue>>,
     /// Documents that could not be used: where and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<DocumentError>,
+}
+
+impl Listing {
+    /// The objects as values.
+    pub fn values(&self) -> Vec<Value> {
+        self.items.iter().filter_map(|item| serde_json::from_str(item.get()).ok()).collect()
+    }
 }
 
 /// A document that could not be used.

@@ -258,7 +258,7 @@ impl Puller {
             Document::parse(bytes, kind).map_err(|source| PullError::Manifest { digest, source })
         };
         if fetched.is_none()
-            && self.standing(way, &digest).await == Standing::Granted
+            && self.standing(way, &digest) == Standing::Granted
             && let Some(blob) = self.held(digest).await?
         {
             let bytes = blocking::io(move || blob.to_vec()).await.map_err(PullError::Grants)?;
@@ -297,7 +297,7 @@ impl Puller {
     async fn fetch_blob(&self, way: &Way, descriptor: &Descriptor, budget: Budget) -> Result<Blob, PullError> {
         let digest = descriptor.digest;
         if let Some(blob) = self.held(digest).await? {
-            let allowed = match self.standing(way, &digest).await {
+            let allowed = match self.standing(way, &digest) {
                 Standing::Granted => true,
                 Standing::AskUpstream => {
                     self.client.has_blob(&way.endpoint, &way.repository, &digest, budget).await.unwrap_or(false)
@@ -325,12 +325,15 @@ impl Puller {
         Ok(blocking::io(move || store.get(&digest)).await?)
     }
 
-    async fn standing(&self, way: &Way, digest: &Digest) -> Standing {
-        let (grants, way, digest) = (self.grants.clone(), way.clone(), *digest);
-        blocking::io(move || grants.standing(&way.endpoint, &way.repository, &digest)).await
+    /// In memory: no trip to the disk.
+    fn standing(&self, way: &Way, digest: &Digest) -> Standing {
+        self.grants.standing(&way.endpoint, &way.repository, digest)
     }
 
     async fn mark(&self, way: &Way, digest: Digest) -> Result<(), PullError> {
+        if self.standing(way, &digest) == Standing::Granted {
+            return Ok(());
+        }
         let (grants, way) = (self.grants.clone(), way.clone());
         blocking::io(move || grants.mark(&way.endpoint, &way.repository, &digest)).await.map_err(PullError::Grants)
     }

@@ -240,12 +240,7 @@ impl Reconciler {
 
     /// One object as the backend lists it.
     pub async fn shown(&self, key: &Key) -> Option<Value> {
-        let listing = self.0.backend.list().await;
-        listing.items.into_iter().find(|item| {
-            item["kind"] == key.kind.name()
-                && item["metadata"]["name"] == *key.name
-                && item["metadata"]["namespace"] == *key.namespace
-        })
+        self.0.backend.show(key).await
     }
 }
 

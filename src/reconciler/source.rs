@@ -474,6 +474,7 @@ pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused:
         conditions.set(kinds::RECONCILING, ConditionStatus::True, "ProgressingWithRetry", retrying, generation, now);
     }
     conditions.summarize_ready(generation, now);
+    tracing::debug!(key = %object.key, class = %refused.class, reason = refused.reason, "{message}");
     let event = Event { normal: false, reason: refused.reason.into(), message };
     shared.conclude(object, status, if new { vec![event] } else { Vec::new() }).await;
     record(&object.key, Some(refused.class), started.elapsed());

@@ -97,6 +97,9 @@ struct Inner {
     pending_bytes: AtomicU64,
     /// Trees' and links' bytes; `None` until somebody asks.
     logical: Mutex<Option<u64>>,
+    /// Trees published in this boot.
+    tree_serial: AtomicU64,
+    settled: Mutex<trees::Settled>,
     /// Temporary trees in use by this process.
     trees: Mutex<HashSet<String>>,
     /// Writers of one repository's links wait for each other.
@@ -167,7 +170,11 @@ impl Store {
     }
 
     fn assemble(layout: Layout, lock: Option<Mutex<File>>, boot: u64, journal: Journal) -> Self {
+        let settled = Self::read_settled(&layout);
         Self(Arc::new(Inner {
+            // A process before this one may have left trees of this boot beyond that; any sync from now on covers them.
+            tree_serial: AtomicU64::new(settled.up_to(boot)),
+            settled: Mutex::new(settled),
             layout,
             lock,
             boot,
@@ -224,6 +231,7 @@ impl Store {
         if pending.blobs.is_empty() && pending.trees.is_empty() {
             return Ok(());
         }
+        let last_tree = self.last_tree();
         let synced = rustix::fs::syncfs(inner.layout.dir());
         self.count_sync(synced.is_ok());
         match synced {
@@ -231,8 +239,8 @@ impl Store {
                 for (digest, id) in pending.blobs {
                     inner.journal.settle(&inner.layout, &digest, id);
                 }
-                for tree in pending.trees {
-                    self.settle_tree(&tree);
+                if !pending.trees.is_empty() {
+                    self.settle_trees(last_tree);
                 }
                 Ok(())
             }

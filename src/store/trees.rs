@@ -1,19 +1,23 @@
 //! Published trees: `source/<namespace>/<name>/<hex>/{contents/,manifest.json}`.
 //!
 //! A tree is written in `source/<namespace>/<name>/.tmp-…` and appears by one rename, complete. Its record,
-//! `links/trees/<namespace>/<name>/<hex>` (JSON: the bytes that the tree stands for, and in which boot it was
-//! written, 0 once it is known to be on the disk), comes right after: a tree without one, or with one of another
-//! boot that was never known to be on the disk, is not sound and is replaced when it is published again. What a
+//! `links/trees/<namespace>/<name>/<hex>` (JSON: the bytes that the tree stands for, in which boot it was written, and
+//! as which of that boot's trees), comes right after. `links/settled` says up to which tree each boot's are known to be
+//! on the disk: one line for any number of trees. A tree without a record, or with one of another boot that was never
+//! known to be on the disk, is not sound and is replaced when it is published again. What a
 //! crash leaves under `.tmp-…` goes when the same object's next tree is begun, or by a collection. Taking a tree away
 //! leaves its files in the pool until a collection. Any number of threads may call this.
 
-use std::{io, path::PathBuf};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::atomic::Ordering};
 
 use cap_std::fs::Dir;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, layout::lock};
+use super::{
+    Store, StoreError,
+    layout::{Layout, lock},
+};
 
 /// A tree being written. Dropping it leaves nothing.
 #[must_use]
@@ -30,6 +34,21 @@ pub struct TreeWriter {
 struct Record {
     bytes: u64,
     boot: u64,
+    #[serde(default)]
+    serial: u64,
+}
+
+/// Up to which tree those of each boot are on the disk.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Settled(BTreeMap<u64, u64>);
+
+const SETTLED: &str = "links/settled";
+
+impl Settled {
+    /// Up to which tree those of `boot` are on the disk; 0 for none.
+    pub(super) fn up_to(&self, boot: u64) -> u64 {
+        self.0.get(&boot).copied().unwrap_or(0)
+    }
 }
 
 /// Of no boot: never sound.
@@ -158,7 +177,31 @@ impl Store {
 
     fn is_sound(&self, key: &Key) -> Result<bool, StoreError> {
         let record = self.tree_record(&key.id())?;
-        Ok(record.is_some_and(|r| r.boot == 0 || r.boot == self.0.boot) && self.0.layout.stat(&key.path())?.is_some())
+        let settled = |r: &Record| r.serial <= lock(&self.0.settled).up_to(r.boot);
+        let good = record.is_some_and(|r| r.boot == self.0.boot || settled(&r));
+        Ok(good && self.0.layout.stat(&key.path())?.is_some())
+    }
+
+    /// What is known to be on the disk; nothing where that cannot be read, which costs publishing anew.
+    pub(super) fn read_settled(layout: &Layout) -> Settled {
+        let bytes = layout.read(SETTLED).ok().flatten();
+        bytes.and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default()
+    }
+
+    /// The last tree whose name has appeared; whatever is synced after this is asked, is at least up to it.
+    pub(super) fn last_tree(&self) -> u64 {
+        self.0.tree_serial.load(Ordering::SeqCst)
+    }
+
+    /// All trees of this boot up to `serial` are on the disk.
+    pub(super) fn settle_trees(&self, serial: u64) {
+        let mut settled = lock(&self.0.settled);
+        settled.0.insert(self.0.boot, serial);
+        let written = serde_json::to_vec(&*settled).map_err(io::Error::from);
+        let written = written.map_err(|e| self.0.layout.error("write", SETTLED, e));
+        if let Err(error) = written.and_then(|text| self.0.layout.write(SETTLED, &text, false)) {
+            tracing::debug!(%error, "the trees' state could not be noted: after a power loss they are built again");
+        }
     }
 
     fn tree_record(&self, id: &str) -> Result<Option<Record>, StoreError> {
@@ -178,13 +221,6 @@ impl Store {
         {
             tracing::debug!(tree = id, %error, "a tree's state could not be noted: after a power loss it is built again");
         }
-    }
-
-    /// The tree is on the disk.
-    pub(super) fn settle_tree(&self, id: &str) {
-        // A retire in between must not find its record written anew.
-        let _logical = lock(&self.0.logical);
-        self.remark(id, 0);
     }
 
     /// The tree may not be on the disk, and nothing will bring it there.
@@ -279,7 +315,9 @@ impl TreeWriter {
                 Err(error) => return Err(layout.error("replace", &path, error)),
             }
             layout.rename(&self.temporary, &path).map_err(|e| layout.error("publish", &path, e))?;
-            store.write_record(&self.key.id(), &Record { bytes: self.bytes, boot: store.0.boot })?;
+            // After the rename: a sync that is known to cover this number covers the tree.
+            let serial = store.0.tree_serial.fetch_add(1, Ordering::SeqCst) + 1;
+            store.write_record(&self.key.id(), &Record { bytes: self.bytes, boot: store.0.boot, serial })?;
             Ok((true, self.bytes, before))
         })?;
         if published {

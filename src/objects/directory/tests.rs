@@ -70,7 +70,7 @@ impl Bench {
 
     /// `name: generation url` of every listed object.
     async fn urls(&self) -> Vec<String> {
-        let items = self.list().await.items;
+        let items = self.list().await.values();
         items
             .iter()
             .map(|i| {
@@ -147,7 +147,8 @@ async fn the_users_documents_work_as_they_stand() {
     assert_eq!(bench.backend().secret("default", "oci-registry-credentials").await.unwrap(), None);
 
     let listing = bench.list().await;
-    let names: Vec<_> = listing.items.iter().map(|i| text(&i["kind"])).collect();
+    let items = listing.values();
+    let names: Vec<_> = items.iter().map(|i| text(&i["kind"])).collect();
     assert_eq!(names, ["GitRepository", "Kustomization"]);
     assert_eq!(listing.errors, []);
     assert!(!serde_json::to_string(&listing).unwrap().contains("your-password"));
@@ -170,7 +171,7 @@ async fn lists_as_an_api_server_does() {
         .to_string(),
     );
     assert_eq!(bench.start().await, ["+OCIRepository/default/z 1 -1", "+HelmRepository/default/static 1 -1"]);
-    let mut items = bench.list().await.items;
+    let mut items = bench.list().await.values();
     for item in &mut items {
         let metadata = item["metadata"].as_object_mut().unwrap();
         assert_eq!(text(&metadata.remove("uid").unwrap()).len(), 36);
@@ -224,7 +225,7 @@ async fn generation_rises_with_the_spec_only_and_lives_on() {
     bench.write("a.yaml", &oci("a", "oci://h/333"));
     assert_eq!(bench.start().await, ["+OCIRepository/default/a 3 2"]);
     assert_eq!(bench.start().await, ["+OCIRepository/default/a 3 2"]);
-    assert_eq!(before.items[0]["metadata"]["uid"], bench.list().await.items[0]["metadata"]["uid"]);
+    assert_eq!(before.values()[0]["metadata"]["uid"], bench.list().await.values()[0]["metadata"]["uid"]);
 }
 
 #[tokio::test]
@@ -243,7 +244,7 @@ async fn a_status_is_kept_and_an_equal_one_is_not_written_again() {
     // Nobody's.
     bench.backend().patch_status(&key("b"), &status(1)).await.unwrap();
     assert_eq!(fs::read_dir(record.parent().unwrap()).unwrap().count(), 1);
-    assert_eq!(bench.list().await.items[0]["status"], serde_json::to_value(status(2)).unwrap());
+    assert_eq!(bench.list().await.values()[0]["status"], serde_json::to_value(status(2)).unwrap());
 }
 
 #[tokio::test]
@@ -256,7 +257,7 @@ async fn a_status_that_cannot_be_kept_is_an_error_and_is_not_shown() {
     fs::write(&folder, "in the way").unwrap();
     let error = bench.backend().patch_status(&key("a"), &status(1)).await.unwrap_err();
     assert!(matches!(&error, BackendError::Status { key: k, .. } if *k == key("a")), "{error}");
-    assert_eq!(bench.list().await.items[0]["status"], json!({"observedGeneration": -1}));
+    assert_eq!(bench.list().await.values()[0]["status"], json!({"observedGeneration": -1}));
 }
 
 #[tokio::test]
@@ -435,7 +436,7 @@ async fn an_object_that_is_no_longer_ours_is_deleted_for_us() {
     bench.write("a.yaml", &git("https://h/a"));
     assert_eq!(bench.reload().await, ["-GitRepository/default/a"]);
     assert_eq!(bench.urls().await, ["a: 2 https://h/a"]);
-    assert_eq!(bench.list().await.items[0].get("status"), None);
+    assert_eq!(bench.list().await.values()[0].get("status"), None);
     bench.write("a.yaml", &git("oci://h/b"));
     assert_eq!(bench.reload().await, ["+GitRepository/default/a 3 -1"]);
 }

@@ -21,7 +21,10 @@ impl Control for Node {
     }
 
     fn list(&self) -> BoxFuture<'_, Listing> {
-        let items = (0..100).map(|i| json!({"kind": "OCIRepository", "metadata": {"name": format!("o{i}")}})).collect();
+        let items = (0..100)
+            .map(|i| json!({"kind": "OCIRepository", "metadata": {"name": format!("o{i}")}}))
+            .map(|item| serde_json::value::to_raw_value(&item).unwrap())
+            .collect();
         Box::pin(async move { Listing { items, errors: Vec::new() } })
     }
 
