@@ -2,14 +2,22 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::digest::Digest;
 
 /// The published paths; clones share them. Nothing else can be reached through the artifact listener.
 #[derive(Clone, Default)]
-pub struct Published(Arc<RwLock<Maps>>);
+pub struct Published(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    maps: RwLock<Maps>,
+    missed: Mutex<Option<UnboundedSender<String>>>,
+}
 
 #[derive(Default)]
 struct Maps {
@@ -20,6 +28,20 @@ struct Maps {
 }
 
 impl Published {
+    /// From now on every path whose blob turns out not to be held is told here, for somebody to bring it back.
+    pub fn missed(&self) -> UnboundedReceiver<String> {
+        let (send, receive) = unbounded_channel();
+        *self.0.missed.lock().unwrap_or_else(PoisonError::into_inner) = Some(send);
+        receive
+    }
+
+    /// A client asked for `path`, and its blob is not held.
+    pub fn miss(&self, path: &str) {
+        if let Some(missed) = &*self.0.missed.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = missed.send(path.to_string());
+        }
+    }
+
     /// Makes `path` fetchable.
     pub fn insert(&self, path: &str, digest: Digest) {
         self.write().artifacts.insert(path.to_string(), digest);
@@ -45,15 +67,15 @@ impl Published {
 
     /// The blob behind a path (no leading slash).
     pub fn get(&self, path: &str) -> Option<Digest> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).artifacts.get(path).copied()
+        self.0.maps.read().unwrap_or_else(PoisonError::into_inner).artifacts.get(path).copied()
     }
 
     /// The newest path of `<kind>/<namespace>/<name>`.
     pub fn latest(&self, directory: &str) -> Option<String> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).latest.get(directory).cloned()
+        self.0.maps.read().unwrap_or_else(PoisonError::into_inner).latest.get(directory).cloned()
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Maps> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.0.maps.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

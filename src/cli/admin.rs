@@ -9,6 +9,8 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
+use super::usage;
+
 /// The most that an answer may hold.
 const MAX_ANSWER: usize = 256 << 20;
 
@@ -43,6 +45,9 @@ impl Server {
             None => None,
         };
         let server = self.server.trim_end_matches('/');
+        if !server.starts_with("http://") {
+            return Err(usage(format!("--server {server}: write http://HOST:PORT, the daemon speaks plain http")));
+        }
         let (status, body) =
             request(method, &format!("{server}{path}"), token.as_deref()).await.with_context(|| {
                 format!("cannot ask the daemon at {server}: is `larder serve` running, and is this its --admin-listen?")

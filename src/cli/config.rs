@@ -12,7 +12,7 @@ pub enum Command {
     /// Print its JSON schema
     #[command(after_help = "Example:\n  larder config schema > larder.schema.json")]
     Schema,
-    /// Check a file: every mistake with its line
+    /// Check a file: what is wrong in it, and where
     #[command(after_help = "Example:\n  larder config check /etc/larder/larder.yaml")]
     Check {
         /// The file
@@ -28,8 +28,10 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Check { file } => {
             let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            if let Err(error) = config::check(&text) {
-                bail!("{}: {error}", file.display());
+            let config = config::check(&text).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
+            let unsupported = config.unsupported();
+            if !unsupported.is_empty() {
+                bail!("{}: valid, but this version does not do: {}", file.display(), unsupported.join(", "));
             }
             println!("{} is a valid configuration", file.display());
         }

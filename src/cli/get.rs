@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{
     admin::{Server, message},
     output::{self, Format},
+    usage,
 };
 use crate::objects::Kind;
 
@@ -63,7 +64,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 /// Finds a kind by what the user wrote.
 pub fn find_kind(text: &str) -> anyhow::Result<Kind> {
     let kinds = Kind::ALL.map(Kind::name).join(", ");
-    Kind::find(text).ok_or_else(|| anyhow::anyhow!("there is no kind {text:?}; the kinds are {kinds}"))
+    Kind::find(text).ok_or_else(|| usage(format!("there is no kind {text:?}; the kinds are {kinds}")))
 }
 
 fn row(item: &Value) -> Vec<String> {

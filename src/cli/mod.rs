@@ -15,6 +15,12 @@ mod store;
 mod tag;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    class::{self, Class},
+    registry::RegistryError,
+};
 
 /// A content-addressed cache and artifact server for configuration shipped as OCI images.
 #[derive(Debug, Parser)]
@@ -44,7 +50,7 @@ enum Command {
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Serve(arguments) => serve::run(*arguments),
-        Command::Quickstart(arguments) => block_on(quickstart::run(arguments)),
+        Command::Quickstart(arguments) => quickstart::run(arguments),
         Command::Push(arguments) => block_on(push::run(arguments)),
         Command::Pull(arguments) => block_on(pull::run(arguments)),
         Command::Tag(arguments) => block_on(tag::run(arguments)),
@@ -56,9 +62,50 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
+/// The command line says something that cannot be meant.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// A wrong use: exit 2.
+fn usage(what: impl Into<String>) -> anyhow::Error {
+    Usage(what.into()).into()
+}
+
+/// Whether the command was used wrongly.
+pub fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<Usage>()
+}
+
+/// An error for a person: with its causes, and what to do where that is known.
+pub fn explain(error: &anyhow::Error) -> String {
+    let mut text = class::chain(error.as_ref());
+    let auth = error.chain().filter_map(|e| e.downcast_ref::<RegistryError>()).any(|e| e.class() == Class::Auth);
+    let hint = if auth {
+        "give --creds or --creds-stdin, or log in with your container tool"
+    } else if text.contains("InvalidContentType") {
+        "if the registry speaks plain http, give --plain-http"
+    } else if text.contains("UnknownIssuer") {
+        "give the registry's CA with --ca FILE"
+    } else {
+        return text;
+    };
+    text.push_str("; ");
+    text.push_str(hint);
+    text
+}
+
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(work);
+    // Ended by a signal, a command still takes its temporary files away: dropping the work does.
+    let result = runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            result = work => result,
+            _ = terminate.recv() => Err(anyhow::anyhow!("ended by SIGTERM")),
+            _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
+        }
+    });
     // What still blocks (a read of a hung disk) must not keep a command that is done.
     runtime.shutdown_background();
     result

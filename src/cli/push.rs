@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{
     output::{self, Format},
     remote::{Opened, Remote, reference},
+    usage,
 };
 use crate::{
     artifact::pack::{self, ArtifactKind, Compression, Input, Packed},
@@ -42,6 +43,9 @@ pub struct Arguments {
     /// How the layer is compressed
     #[arg(long, value_enum, default_value_t)]
     compression: Compression,
+    /// Push an artifact without files
+    #[arg(long)]
+    allow_empty: bool,
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -59,10 +63,10 @@ fn annotation(text: &str) -> Result<(String, String), String> {
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Some(Selector::Tag(tag)) = arguments.reference.selector.clone() else {
-        bail!("name the tag to push to: oci://HOST/REPO:TAG");
+        return Err(usage("name the tag to push to: oci://HOST/REPO:TAG"));
     };
     if arguments.path.as_os_str() == "-" && arguments.remote.takes_stdin() {
-        bail!("--path - and --creds-stdin both want stdin; give the credentials another way");
+        return Err(usage("--path - and --creds-stdin both want stdin; give the credentials another way"));
     }
     let spinner = output::spinner(format!("packaging {}", arguments.path.display()));
     let options = pack::Options {
@@ -80,11 +84,22 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         let mut text = Vec::new();
         std::io::stdin().lock().read_to_end(&mut text).context("cannot read stdin")?;
+        // What fed the pipe has failed, and an empty artifact means to delete everything.
+        if text.trim_ascii().is_empty() {
+            bail!("stdin is empty, so there is nothing to push");
+        }
         Ok(pack::pack(Input::Stdin(&text), &options)?)
     });
     let packed = packed.await.with_context(|| format!("cannot package {}", arguments.path.display()))?;
     if packed.left_out > 0 {
         eprintln!("warning: left {} entries out: symlinks and special files; an artifact holds none", packed.left_out);
+    }
+    if packed.files == 0 && !arguments.allow_empty {
+        bail!(
+            "{} has no files to push; with an empty artifact a Kustomization prunes everything: give --allow-empty if \
+             that is meant",
+            arguments.path.display()
+        );
     }
     let at = arguments.remote.open(&arguments.reference).await?;
     spinner.set_message(format!(

@@ -63,7 +63,15 @@ impl Teller {
 }
 
 /// Runs the command.
-pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+    // The daemon's own signals end this one.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(quickstart(arguments));
+    runtime.shutdown_background();
+    result
+}
+
+async fn quickstart(arguments: Arguments) -> anyhow::Result<()> {
     let temporary;
     let data = match &arguments.data {
         Some(data) => data.clone(),
@@ -89,7 +97,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = Config::resolve(settings, Settings::default(), &Surroundings::default())?;
     telemetry::init(telemetry::LogFormat::Text, Some("warn"))?;
     let node = Node::start(config, node::Surroundings::of_this_process()?, listening).await?;
-    let story = tell(&node, objects.path()).await;
+    let story = tokio::select! {
+        story = tell(&node, objects.path()) => story,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
     if story.is_ok() && arguments.keep {
         println!("\nServing on; Ctrl-C ends it. Try, in another terminal:");
         println!("    larder get --server http://{}", node.admin());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use http::{Method, StatusCode};
 use serde_json::Value;
 
@@ -10,6 +10,7 @@ use super::{
     admin::{Server, message},
     get::find_kind,
     output::{self, Format},
+    usage,
 };
 
 /// Longer than any pass: the daemon itself ends one at spec.timeout.
@@ -36,13 +37,14 @@ pub struct Arguments {
 
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let (kind, name) = arguments.object.split_once('/').context("write KIND/NAME, such as ocirepository/podinfo")?;
+    let (kind, name) =
+        arguments.object.split_once('/').ok_or_else(|| usage("write KIND/NAME, such as ocirepository/podinfo"))?;
     let kind = find_kind(kind)?;
     for part in [name, &arguments.namespace] {
         if part.is_empty()
             || !part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
         {
-            bail!("{part:?} is not a Kubernetes name: lower-case letters, digits, '-' and '.'");
+            return Err(usage(format!("{part:?} is not a Kubernetes name: lower-case letters, digits, '-' and '.'")));
         }
     }
     let path = format!("/v1/reconcile?kind={kind}&namespace={}&name={name}", arguments.namespace);

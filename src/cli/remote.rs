@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 
+use super::usage;
 use crate::{
     objects::FluxDuration,
     oci::{Reference, Repository},
@@ -102,7 +103,7 @@ impl Remote {
         };
         if let Some(given) = given {
             let Some((username, password)) = given.split_once(':') else {
-                bail!("credentials are written USER:PASSWORD; there is no colon in what was given");
+                return Err(usage("credentials are written USER:PASSWORD; there is no colon in what was given"));
             };
             return Ok(Credentials::Basic { username: username.into(), password: Secret::new(password) });
         }

@@ -298,14 +298,19 @@ impl Inner {
         };
         let (records, of) = (self.records.clone(), key.clone());
         let (written, record) = blocking::io(move || (records.write(&of, &record, true), record)).await;
-        written.map_err(|source| BackendError::Status { key: key.clone(), source })?;
         if let Some(known) = self.state().objects.get_mut(key) {
-            known.durable = true;
-            if status.is_some() {
+            known.durable = written.is_ok();
+            // A full disk must not hide its own failure: what says nothing new of the artifact may be told undurably.
+            let told = written.is_ok() || record.status.artifact == known.status.artifact;
+            if status.is_some() && told {
                 known.status = record.status;
+                if let Err(error) = written {
+                    tracing::warn!(%key, %error, "the status is told, but cannot be kept; a restart will not know of it");
+                }
+                return Ok(());
             }
         }
-        Ok(())
+        written.map_err(|source| BackendError::Status { key: key.clone(), source })
     }
 
     async fn forget(&self, key: &Key) -> Result<(), BackendError> {

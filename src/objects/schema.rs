@@ -4,7 +4,10 @@
 //! CRD schemas use is understood: `type`, `properties`, `additionalProperties`, `items`, `required`, `enum`, `pattern`,
 //! `minLength`, `maxLength`, `default`.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{LazyLock, Mutex, PoisonError},
+};
 
 use regex::Regex;
 use schemars::{JsonSchema, generate::SchemaSettings};
@@ -195,6 +198,16 @@ fn check_object(schema: &Value, map: &Map<String, Value>, path: &str, findings: 
     }
 }
 
+/// Whether a text matches; each pattern is compiled once.
+fn matches(pattern: &str, text: &str) -> bool {
+    static COMPILED: LazyLock<Mutex<HashMap<String, Option<Regex>>>> = LazyLock::new(Mutex::default);
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !compiled.contains_key(pattern) {
+        compiled.insert(pattern.to_string(), Regex::new(pattern).ok());
+    }
+    compiled.get(pattern).and_then(Option::as_ref).is_some_and(|p| p.is_match(text))
+}
+
 fn check_string(schema: &Value, text: &str, path: &str, findings: &mut Findings) {
     // URLs are the one place in a spec where a password may stand by mistake.
     let shown =
@@ -209,7 +222,7 @@ fn check_string(schema: &Value, text: &str, path: &str, findings: &mut Findings)
     }
     if let Some(pattern) = schema.get("pattern").and_then(Value::as_str)
         // Every pattern is a constant of ours; one that does not compile would not be known to be met.
-        && !Regex::new(pattern).is_ok_and(|p| p.is_match(text))
+        && !matches(pattern, text)
     {
         findings.problems.push(format!("{path}: {shown}does not match {pattern}"));
     }

@@ -145,8 +145,14 @@ pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desire
 
 async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec) -> Result<Option<Desired>, Refused> {
     if spec.source_ref.kind != Kind::HelmRepository.name() {
-        // Charts out of Git and buckets are Flux's own.
-        return Ok(None);
+        let message = format!(
+            "spec.sourceRef.kind: charts come from a HelmRepository of type oci here, not from a {}",
+            spec.source_ref.kind
+        );
+        return Err(Refused {
+            condition: kinds::BUILD_FAILED,
+            ..Refused::spec("InvalidChartReference", Class::Spec, message)
+        });
     }
     let key = Key::new(Kind::HelmRepository, &object.key.namespace, &spec.source_ref.name);
     let repository = shared.lock().objects.get(&key).map(|e| Arc::clone(&e.object));
@@ -157,8 +163,9 @@ async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec)
         class: Class::NotFound,
         retry: Some(RETRY_SECRETS),
     };
-    let repository = repository
-        .ok_or_else(|| missing(format!("failed to get source: HelmRepository '{}' not found", spec.source_ref.name)))?;
+    let repository = repository.ok_or_else(|| {
+        missing(format!("failed to get source: HelmRepository '{}' of type oci not found", spec.source_ref.name))
+    })?;
     let Spec::HelmRepository(from) = &repository.spec else { return Ok(None) };
     if from.kind.as_deref() != Some("oci") {
         return Ok(None);

@@ -126,6 +126,14 @@ impl Group {
         receive
     }
 
+    /// A pass over `key`, with what the last probe found.
+    pub fn wake_for(&self, key: &Key) {
+        if let Some(member) = self.lock().members.get_mut(key) {
+            member.pending = true;
+        }
+        self.wake.notify_one();
+    }
+
     /// What the members have in common.
     pub fn route(&self) -> &Route {
         &self.route

@@ -5,7 +5,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,13 +21,16 @@ use tokio::{
 use super::{Shared, backoff::jittered};
 use crate::{
     apply::render::{self, RenderError, Rendered},
+    artifact::build::{self, ArtifactError, Caps, Ignoring},
     blocking,
     class::{Class, chain},
+    digest::Digest,
     metrics,
     objects::{
         Artifact, Event, Inventory, Key, Kind, KustomizationSpec, Object, Spec, Status,
         condition::{ConditionStatus, Conditions, kinds},
     },
+    store::Store,
 };
 
 /// How soon a missing source or dependency is looked for again (`--requeue-dependency`).
@@ -123,6 +129,8 @@ async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<O
 enum Blocked {
     /// The source has nothing yet, or another Kustomization is not ready: looked at again soon.
     Waiting { reason: &'static str, message: String },
+    /// The artifact cannot be unpacked.
+    Artifact(ArtifactError),
     /// Rendering failed.
     Render(RenderError),
     /// The file could not be written.
@@ -135,6 +143,7 @@ impl Blocked {
     fn class(&self) -> Class {
         match self {
             Self::Waiting { .. } => Class::NotFound,
+            Self::Artifact(e) => e.class(),
             Self::Render(e) => e.class(),
             Self::Write(_) => Class::Disk,
             Self::Timeout(_) => Class::Limit,
@@ -177,33 +186,34 @@ async fn bring(
     let artifact = source(shared, object, spec)?;
     dependencies(shared, object, spec, &artifact)?;
     status.last_attempted_revision = Some(artifact.revision.clone());
-    let source_namespace = spec.source_ref.namespace.clone().unwrap_or_else(|| object.key.namespace.to_string());
-    let root = shared.puller.store().root().to_path_buf();
-    let contents = root
-        .join("source")
-        .join(source_namespace)
-        .join(&spec.source_ref.name)
-        .join(artifact.digest.hex())
-        .join("contents");
     let (of, rendering) = (Arc::clone(object), shared.config.rendering.clone());
-    let limit = timeout(spec);
+    let (store, digest, caps) = (shared.puller.store().clone(), artifact.digest, shared.config.caps);
+    let (limit, late) = (timeout(spec), Arc::new(AtomicBool::new(false)));
+    let too_late = Arc::clone(&late);
     let work = blocking::io(move || {
         let Spec::Kustomization(spec) = &of.spec else { unreachable!("only Kustomizations come here") };
+        // Out of the verified blob: the published tree is for others to read, and nobody hashes it first.
+        let folder = unpack(&store, &digest, caps)?;
         let rendered = render::render(&render::Request {
             name: &of.key.name,
             namespace: &of.key.namespace,
             spec,
-            root: contents,
-            scratch: root.join("spool"),
+            root: folder.path().to_path_buf(),
+            scratch: store.root().join("spool"),
             program: rendering.program,
             search: rendering.search,
             launcher: rendering.launcher,
         })
         .map_err(Blocked::Render)?;
-        write(&rendered_file(&root, &of.key), &rendered).map_err(Blocked::Write)?;
+        if !too_late.load(Ordering::SeqCst) {
+            write(&rendered_file(store.root(), &of.key), &rendered).map_err(Blocked::Write)?;
+        }
         Ok(rendered)
     });
-    let rendered = tokio::time::timeout(limit, work).await.map_err(|_| Blocked::Timeout(limit))??;
+    let rendered = tokio::time::timeout(limit, work).await.map_err(|_| {
+        late.store(true, Ordering::SeqCst);
+        Blocked::Timeout(limit)
+    })??;
     status.inventory = Some(Inventory { entries: rendered.inventory });
     status.last_applied_revision = Some(artifact.revision.clone());
     status.last_applied_origin_revision = artifact.metadata.get("org.opencontainers.image.revision").cloned();
@@ -266,6 +276,19 @@ fn source_key(object: &Object, spec: &KustomizationSpec) -> Key {
     Key::new(kind, namespace, &spec.source_ref.name)
 }
 
+/// The artifact's contents in a folder of their own, which goes with the value.
+fn unpack(store: &Store, digest: &Digest, caps: Caps) -> Result<tempfile::TempDir, Blocked> {
+    let gone = || Blocked::Waiting { reason: "ArtifactFailed", message: format!("artifact {digest} is not held now") };
+    let blob = store.get(digest).map_err(|e| Blocked::Artifact(e.into()))?.ok_or_else(gone)?;
+    let unpacked = build::unpack(&[blob], false, Ignoring::Nothing, caps, Some(store));
+    let unpacked = unpacked.map_err(|e| Blocked::Artifact(e.of(&[*digest])))?;
+    let folder = tempfile::Builder::new().prefix("render-").tempdir_in(store.root().join("spool"));
+    let folder = folder.map_err(Blocked::Write)?;
+    let opened = cap_std::fs::Dir::open_ambient_dir(folder.path(), cap_std::ambient_authority());
+    unpacked.tree.write_plain(&opened.map_err(Blocked::Write)?).map_err(|e| Blocked::Artifact(e.into()))?;
+    Ok(folder)
+}
+
 /// Replaces the file unless it says the same.
 fn write(path: &Path, rendered: &Rendered) -> std::io::Result<()> {
     if std::fs::read(path).is_ok_and(|now| now == rendered.yaml.as_bytes()) {
@@ -300,12 +323,13 @@ fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<
             return if is_new { vec![event] } else { Vec::new() };
         }
         Err(Blocked::Waiting { reason, message }) => (*reason, message.clone(), false),
+        Err(Blocked::Artifact(error)) => ("ArtifactFailed", chain(error), false),
         Err(Blocked::Render(error)) => (error.reason(), chain(error), error.is_stalled()),
         Err(Blocked::Write(error)) => {
             ("ReconciliationFailed", format!("cannot write the rendered file: {error}"), false)
         }
         Err(Blocked::Timeout(limit)) => {
-            ("BuildFailed", format!("rendering lasted longer than spec.timeout ({} s)", limit.as_secs()), false)
+            ("BuildFailed", format!("rendering lasted longer than spec.timeout ({limit:?})"), false)
         }
     };
     if stalled {

@@ -165,9 +165,14 @@ impl Reconciler {
         }
         shared.synced.send_replace(true);
         let sweeper = tokio::spawn(retention::sweep(Arc::clone(&shared)));
+        let mut missed = shared.published.missed();
         loop {
             let change = tokio::select! {
                 change = changes.recv() => change,
+                Some(path) = missed.recv() => {
+                    shared.heal(&path);
+                    continue;
+                }
                 () = shared.shutdown.wait() => break,
             };
             match change {
@@ -333,6 +338,17 @@ impl Shared {
         let demand = Demand { interval: desired.interval, timeout: desired.timeout };
         entry.group = Some(self.groups.join(self, &desired.route, key, demand, newly_requested));
         entry.desired = Some(desired);
+    }
+
+    /// Brings an artifact back that a client asked for and that is not held any more.
+    fn heal(&self, path: &str) {
+        let state = self.lock();
+        let names = |e: &&Entry| e.status.artifact.as_ref().is_some_and(|a| a.path == path);
+        if let Some(entry) = state.objects.values().find(names)
+            && let Some(group) = &entry.group
+        {
+            group.wake_for(&entry.object.key);
+        }
     }
 
     /// Takes an object out of the schedule; what is published stays.

@@ -61,7 +61,7 @@ pub(super) struct Token {
 /// What is known of a session's registry after its first 401.
 #[derive(Default)]
 pub(super) struct Known {
-    method: Option<Scheme>,
+    pub(super) method: Option<Scheme>,
     /// Further scopes that a challenge named for a scope of ours.
     extra: std::collections::HashMap<String, BTreeSet<String>>,
 }

@@ -139,7 +139,12 @@ impl Inner {
                 lock(&session.profile.schemes).remove(&session.authority);
             }
             let delay = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-            if !error.is_transient() || attempt >= ATTEMPTS || Instant::now() + delay >= call.budget.deadline {
+            let over = !error.is_transient() || attempt >= ATTEMPTS || Instant::now() + delay >= call.budget.deadline;
+            if over && matches!(error, RegistryError::Realm { .. } | RegistryError::Token { .. }) {
+                // The next call asks the registry itself, which may name a better token service, or want none, by then.
+                lock(&session.known).method = None;
+            }
+            if over {
                 return Err(error);
             }
             tracing::debug!(upstream = %session.upstream, attempt, %error, "trying again");

@@ -1,7 +1,9 @@
 //! The artifact listener (contract section 4): the published artifacts, by their paths, and nothing else.
 //!
-//! A path is looked up as it came, undecoded, in the map of what statuses name: there is no directory, no file name
-//! and no normalisation that could lead anywhere else, so every other spelling of a path is simply not there.
+//! A path is looked up, percent-decoded once, in the map of what statuses name: there is no directory, no file name
+//! and no normalisation that could lead anywhere else, so every other path is simply not there.
+
+use std::borrow::Cow;
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
@@ -49,6 +51,9 @@ impl Artifacts {
             Ok(Some(blob)) => entity::respond(request.method(), request.headers(), blob, &Role::Artifact),
             Ok(None) => {
                 tracing::warn!(%digest, path = request.uri().path(), "a published artifact is not held");
+                if let Some(path) = decoded(request.uri().path()).strip_prefix('/') {
+                    self.published.miss(path);
+                }
                 not_here(Class::Disk)
             }
             Err(error) => {
@@ -86,6 +91,7 @@ fn target(published: &Published, path: &str) -> Target {
     if path.len() > MAX_PATH {
         return Target::Nothing;
     }
+    let path = decoded(path);
     let Some(path) = path.strip_prefix('/') else { return Target::Nothing };
     if let Some(digest) = published.get(path) {
         return Target::Artifact(digest);
@@ -95,6 +101,29 @@ fn target(published: &Published, path: &str) -> Target {
         Some(file) => Target::Latest(file.to_string()),
         None => Target::Nothing,
     }
+}
+
+/// A path without percent-encoding, which some clients use for the `+` of a chart's version. What comes out is only
+/// compared with what is published.
+fn decoded(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return Cow::Borrowed(path);
+    }
+    let (mut bytes, mut rest) = (Vec::with_capacity(path.len()), path.as_bytes());
+    while let Some((&byte, after)) = rest.split_first() {
+        let code = after.get(..2).filter(|_| byte == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Leads to the file in the same directory; relative, so that it also holds behind a proxy that adds a prefix.

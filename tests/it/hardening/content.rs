@@ -42,7 +42,12 @@ fn with_field(name: &'static str, field: &'static str, value: Value) -> Row {
     })
 }
 
-fn document(name: &'static str, class: &'static str, says: &'static str, make: impl Fn(&Upstream) -> (Value, &'static str) + Send + Sync + 'static) -> Row {
+fn document(
+    name: &'static str,
+    class: &'static str,
+    says: &'static str,
+    make: impl Fn(&Upstream) -> (Value, &'static str) + Send + Sync + 'static,
+) -> Row {
     Row::new(name, move |up| {
         let (document, media_type) = make(up);
         up.push_document(&document, media_type);
@@ -92,7 +97,8 @@ fn a_manifest_that_cannot_be_used_changes_nothing() {
             let size = manifest(&json!([layer(up)])).to_string().len();
             up.push_document(&index(&[descriptor(MANIFEST, &child, size)]), INDEX);
             Outcome::Succeeds(new_files())
-        }),
+        })
+        .keeps_manifests(),
         document("m4-index-too-deep", "limit", "nest deeper", |up| {
             let mut text = manifest(&json!([layer(up)])).to_string();
             let mut media_type = MANIFEST;
@@ -104,7 +110,8 @@ fn a_manifest_that_cannot_be_used_changes_nothing() {
                 media_type = INDEX;
             }
             (serde_json::from_str(&text).unwrap(), INDEX)
-        }),
+        })
+        .keeps_manifests(),
         document("m4-ten-thousand-children", "limit", "1000", |_| {
             let child = descriptor(MANIFEST, &Digest::sha256(b"x"), 1);
             (index(&vec![child; 10_000]), INDEX)

@@ -99,12 +99,14 @@ fn a_tar_that_reaches_out_is_refused_and_named() {
         }),
         refused("t9-sparse", "tar", "sparse", one(Entry::new(b'S', "holes", b"").gnu())),
         refused("t9-sparse-pax", "tar", "sparse", {
-            let pax = [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.realsize", "9223372036854775807")];
+            let pax =
+                [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.realsize", "9223372036854775807")];
             Tar::default().entry(Entry::pax(b'x', &pax)).entry(Entry::file("holes", b"x")).end()
         }),
         refused("t9-eight-exbibytes", "tar", "", {
             // Base 256, as GNU writes sizes that octal cannot hold.
-            let entry = Entry::file("huge", b"").raw(124, &[0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+            let entry =
+                Entry::file("huge", b"").raw(124, &[0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
             Tar::default().entry(entry).end()
         }),
         refused("t10-entries", "limit", "100000", {
@@ -159,7 +161,8 @@ fn odd_but_harmless_tars_are_served_with_plain_modes() {
             let object = world.larder.wait_ready("OCIRepository", NAMESPACE, "t6-cases-and-forms");
             let plain = gunzip(&fetch_artifact(&object));
             let mut archive = tar::Archive::new(plain.as_slice());
-            let names: Vec<Vec<u8>> = archive.entries().unwrap().map(|e| e.unwrap().path_bytes().into_owned()).collect();
+            let names: Vec<Vec<u8>> =
+                archive.entries().unwrap().map(|e| e.unwrap().path_bytes().into_owned()).collect();
             let mut sorted = names.clone();
             sorted.sort();
             assert_eq!(names, sorted, "in byte order");

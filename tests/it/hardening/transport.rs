@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{
     upstream::{REPOSITORY, Upstream},
-    world::{AUTHENTICATION, NAMESPACE, PULL, Row, SECRET, World, fails, object, run_rows, Outcome},
+    world::{AUTHENTICATION, NAMESPACE, Outcome, PULL, Row, SECRET, World, fails, object, run_rows},
 };
 use crate::support::{
     certificates::{self, Ca},
@@ -37,9 +37,7 @@ fn a_registry_that_fails_takes_nothing_away() {
     let elsewhere = Upstream::start();
     let elsewhere_origin = elsewhere.origin().to_owned();
     elsewhere.add_blob(REPOSITORY, &gzip(&tar_of(&new_files())));
-    let docker_config = |up: &Upstream| {
-        json!({ ".dockerconfigjson": json!({ "auths": { up.authority(): { "username": "user", "password": SECRET } } }).to_string() })
-    };
+    let docker_config = |up: &Upstream| json!({ ".dockerconfigjson": json!({ "auths": { up.authority(): { "username": "user", "password": SECRET } } }).to_string() });
     let with_secret = |name: &str, auth: Auth| {
         let up = Upstream::start_with(Options { auth, ..Options::default() });
         world.apply_secret(name, "kubernetes.io/dockerconfigjson", &docker_config(&up));
@@ -148,7 +146,11 @@ fn a_registry_that_fails_takes_nothing_away() {
         Row::new("r12-realm-elsewhere", {
             let honeypot = honeypot.clone();
             move |up| {
-                up.fault(manifests, MANY, Fault::challenge(format!(r#"Bearer realm="http://{honeypot}/token",service="x""#)));
+                up.fault(
+                    manifests,
+                    MANY,
+                    Fault::challenge(format!(r#"Bearer realm="http://{honeypot}/token",service="x""#)),
+                );
                 fails(AUTHENTICATION, "policy", honeypot.clone())
             }
         })
@@ -268,7 +270,10 @@ fn a_registry_that_fails_takes_nothing_away() {
 fn tls_that_fails_never_becomes_cleartext() {
     let world = World::start(&[]);
     let (ca, stranger) = (Ca::new(), Ca::new());
-    let tls = |identity: &certificates::Identity| Options { tls: Some(certificates::server(identity, None)), ..Options::default() };
+    let tls = |identity: &certificates::Identity| Options {
+        tls: Some(certificates::server(identity, None)),
+        ..Options::default()
+    };
     let expired = tls(&ca.issue_expired(&["127.0.0.1"]));
     let misnamed = tls(&ca.issue(&["127.0.0.9", "registry.example"]));
     let unknown = tls(&stranger.issue(&["127.0.0.1"]));

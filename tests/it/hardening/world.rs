@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{TcpListener, UdpSocket},
+    net::TcpListener,
     path::Path,
     process::Command,
     sync::atomic::{AtomicUsize, Ordering},
@@ -68,12 +68,16 @@ impl World {
         write_files(&root.path().join("outside"), &outside);
         let canary = Upstream::start();
         canary.push_files(&files(&[("version", "0")]));
-        write_objects(root.path(), "canary.yaml", &[object("OCIRepository", "canary", "canary", &canary.url(), &json!({}))]);
+        write_objects(
+            root.path(),
+            "canary.yaml",
+            &[object("OCIRepository", "canary", "canary", &canary.url(), &json!({}))],
+        );
         let objects = root.path().join("objects");
         let mut all = vec!["--objects", objects.to_str().unwrap(), "--egress-deny", "127.0.0.3/32"];
         all.extend_from_slice(&["--log-format", "json"]);
         all.extend_from_slice(flags);
-        let larder = Larder::launch(root.path(), wrapper, &all, &[("LARDER_LOG", "trace")])
+        let larder = Larder::launch(root.path(), wrapper, &all, &[("LARDER_LOG", "trace,mio=info,notify=info")])
             .unwrap_or_else(|(_, why)| panic!("{why}"));
         larder.wait_ready("OCIRepository", "canary", "canary");
         let fds = descriptors(larder.pid()).len();
@@ -158,7 +162,10 @@ impl World {
         });
         // Idle connections to each row's registry may stay, of which there are far fewer than this.
         eventually("U5: no descriptor is lost", || {
-            let left: Vec<_> = descriptors(pid).into_iter().filter(|to| !to.starts_with("socket:") && !to.contains("/blobs/")).collect();
+            let left: Vec<_> = descriptors(pid)
+                .into_iter()
+                .filter(|to| !to.starts_with("socket:") && !to.contains("/blobs/"))
+                .collect();
             if left.len() <= self.fds + 8 { Ok(()) } else { Err(format!("{left:?}")) }
         });
         let memory = peak_memory(pid);
@@ -262,13 +269,6 @@ fn missing_unless(there: bool, what: &str) -> bool {
     there
 }
 
-/// A port of 127.0.0.1 that nobody listens on.
-pub fn closed_port() -> u16 {
-    // A bound UDP socket says nothing about TCP, but ports given out one after the other are rarely given out twice.
-    let _other = UdpSocket::bind("127.0.0.1:0");
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 pub const PULL: &str = "OCIArtifactPullFailed";
 pub const LAYER_OPERATION: &str = "OCIArtifactLayerOperationFailed";
 pub const AUTHENTICATION: &str = "AuthenticationFailed";
@@ -297,12 +297,22 @@ pub struct Row {
     check: Option<Check>,
     /// The layer is what it says, so it is kept though nothing can be made of it.
     keeps_layer: bool,
+    /// Of an index, what was good on the way is kept.
+    keeps_manifests: bool,
 }
 
 impl Row {
     pub fn new(name: &'static str, act: impl Fn(&mut Upstream) -> Outcome + Send + Sync + 'static) -> Self {
         let upstream = Upstream::start();
-        Self { name, upstream, spec: json!({}), act: Box::new(act), check: None, keeps_layer: false }
+        Self {
+            name,
+            upstream,
+            spec: json!({}),
+            act: Box::new(act),
+            check: None,
+            keeps_layer: false,
+            keeps_manifests: false,
+        }
     }
 
     /// Against another registry than one in plain http that is open to all.
@@ -320,6 +330,11 @@ impl Row {
     /// And this must be so afterwards.
     pub fn check(mut self, check: impl Fn(&Upstream, &World) + Send + Sync + 'static) -> Self {
         self.check = Some(Box::new(check));
+        self
+    }
+
+    pub fn keeps_manifests(mut self) -> Self {
+        self.keeps_manifests = true;
         self
     }
 
@@ -347,7 +362,10 @@ pub fn run_rows(world: &World, rows: Vec<Row>) {
         })
         .collect();
     let blobs_before = world.blobs();
-    let all = ["net", "rate", "disk", "auth", "notfound", "proto", "digest", "size", "manifest", "layer", "tar", "limit", "spec", "policy", "client"];
+    let all = [
+        "net", "rate", "disk", "auth", "notfound", "proto", "digest", "size", "manifest", "layer", "tar", "limit",
+        "spec", "policy", "client",
+    ];
     let counted: BTreeMap<&str, u64> = all.iter().map(|class| (*class, world.outcomes(class))).collect();
 
     let mut rows = rows;
@@ -370,6 +388,9 @@ pub fn run_rows(world: &World, rows: Vec<Row>) {
         }));
         if judged.is_err() {
             wrong.push(row.name);
+        }
+        if row.keeps_manifests {
+            allowed.extend(row.upstream.manifests(REPOSITORY));
         }
         if let Some(manifest) = row.upstream.manifest(REPOSITORY, "latest") {
             allowed.insert(sha256(&manifest));
@@ -401,10 +422,18 @@ pub fn run_rows(world: &World, rows: Vec<Row>) {
     for class in all {
         let more = world.outcomes(class) - counted[class];
         let least = expected.get(class).copied().unwrap_or(0);
-        assert!(more >= least && (more == 0) == (least == 0), "larder_reconcile_total of {class}: {more}, for {least} rows");
+        assert!(
+            more >= least && (more == 0) == (least == 0),
+            "larder_reconcile_total of {class}: {more}, for {least} rows"
+        );
     }
     let canaries: BTreeSet<String> = world.canary_blobs();
-    let new: Vec<String> = world.blobs().difference(&blobs_before).filter(|name| !allowed.contains(*name) && !canaries.contains(*name)).cloned().collect();
+    let new: Vec<String> = world
+        .blobs()
+        .difference(&blobs_before)
+        .filter(|name| !allowed.contains(*name) && !canaries.contains(*name))
+        .cloned()
+        .collect();
     assert_eq!(new, Vec::<String>::new(), "U2: new names in the store");
 
     let wanted = files(&[("good", "again")]);
@@ -450,14 +479,20 @@ fn judge(world: &World, row: &Row, outcome: &Outcome, before: &(Value, Vec<u8>),
     let kind = "OCIRepository";
     match outcome {
         Outcome::Fails { reason, says, .. } => {
-            let object = world.larder.wait(kind, NAMESPACE, row.name, |object| condition_of(object, "FetchFailed")["status"] == "True");
+            let object = world
+                .larder
+                .wait(kind, NAMESPACE, row.name, |object| condition_of(object, "FetchFailed")["status"] == "True");
             let failed = condition_of(&object, "FetchFailed");
             let ready = condition_of(&object, "Ready");
             let message = text(failed, "/message");
             assert_eq!(failed["reason"], *reason, "{}: {message}", row.name);
             assert_eq!((&ready["status"], &ready["reason"]), (&json!("False"), &json!(reason)), "{}", row.name);
             assert!(message.contains(says.as_str()), "{}: {says:?} is not in {message:?}", row.name);
-            assert!(message.contains(&format!("'latest@{}' is still served", good.manifest)), "{}: {message:?}", row.name);
+            assert!(
+                message.contains(&format!("'latest@{}' is still served", good.manifest)),
+                "{}: {message:?}",
+                row.name
+            );
             assert_eq!(object["status"]["artifact"], before.0, "{}: U1", row.name);
             assert!(fetch_artifact(&object) == before.1, "{}: U1", row.name);
         }

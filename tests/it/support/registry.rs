@@ -290,6 +290,13 @@ impl ScriptedRegistry {
         })
     }
 
+    /// The digests of all manifests of a repository.
+    pub fn manifests(&self, repository: &str) -> Vec<String> {
+        self.with(|content| {
+            content.repositories.get(repository).map_or(Vec::new(), |r| r.manifests.keys().cloned().collect())
+        })
+    }
+
     /// The next `times` requests that match are answered with `fault`; of several rules the oldest counts.
     pub fn fault(&self, when: impl Fn(&Seen) -> bool + Send + Sync + 'static, times: usize, fault: Fault) {
         self.with(|content| content.rules.push(Rule { when: Box::new(when), left: times, fault }));
