@@ -226,7 +226,7 @@ fn pull(options: &Options, table: &mut Table, folder: &Path, layout: &Path) {
     if find("skopeo").is_none() || find("umoci").is_none() || find("docker-registry").is_none() {
         return table.skipped(what, "skopeo, umoci and docker-registry are not all installed");
     }
-    let Some(registry) = DockerRegistry::start(folder.join("registry")) else { return };
+    let Some(registry) = DockerRegistry::start(&folder.join("registry")) else { return };
     let skopeo = |from: String, to: String| {
         let mut command = Command::new("skopeo");
         command.args(["--insecure-policy", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", "-q"]);
