@@ -214,7 +214,10 @@ pub fn quarantined(data: &Path) -> Vec<String> {
 
 pub fn blobs_below(data: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for (path, content) in files_below(&data.join("blobs/sha256")) {
+    let folder = data.join("blobs/sha256");
+    // A daemon that was killed early has not made it yet.
+    let all = if folder.exists() { files_below(&folder) } else { Files::new() };
+    for (path, content) in all {
         let hex = path.rsplit('/').next().unwrap();
         assert_eq!(sha256(&content), format!("sha256:{hex}"), "U2: wrong bytes under a final name");
         found.insert(format!("sha256:{hex}"));
