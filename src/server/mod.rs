@@ -19,6 +19,8 @@ pub mod range;
 pub mod registry;
 mod reply;
 pub mod route;
+#[cfg(test)]
+mod testing;
 mod watch;
 
 pub use admin::{Admin, Control, Refusal};

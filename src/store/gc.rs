@@ -207,7 +207,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Count, Durability};
+    use crate::store::{Count, Durability, tests::store};
     use std::path::Path;
 
     const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -215,12 +215,6 @@ mod tests {
 
     fn put(store: &Store, content: &[u8]) -> Digest {
         store.put(Digest::sha256(content), content, Durability::Soon).unwrap().digest()
-    }
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path()).unwrap();
-        (root, store)
     }
 
     #[test]

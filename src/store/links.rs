@@ -403,16 +403,10 @@ impl LocalRepository<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Durability;
+    use crate::store::{Durability, tests::store};
 
     fn put(store: &Store, content: &[u8]) -> Digest {
         store.put(Digest::sha256(content), content, Durability::Soon).unwrap().digest()
-    }
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path()).unwrap();
-        (root, store)
     }
 
     #[test]

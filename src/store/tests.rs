@@ -8,7 +8,8 @@ use std::{
 use super::*;
 use crate::{class::Class, digest::Algorithm};
 
-fn store() -> (tempfile::TempDir, Store) {
+/// An empty store, and what removes it.
+pub(super) fn store() -> (tempfile::TempDir, Store) {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
     (root, store)
