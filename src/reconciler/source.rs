@@ -394,19 +394,16 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
                     conditions.delete(kinds::ARTIFACT_IN_STORAGE);
                 }
             }
-            let retrying = "reconciliation failed, will be tried again";
-            conditions.set(
-                kinds::RECONCILING,
-                ConditionStatus::True,
-                "ProgressingWithRetry",
-                retrying,
-                generation,
-                now,
-            );
+            will_be_tried_again(conditions, generation, now);
             conditions.set(failure.condition, ConditionStatus::True, failure.reason, &message, generation, now);
         }
     }
     conditions.summarize_ready(generation, now);
+}
+
+fn will_be_tried_again(conditions: &mut impl Conditions, generation: i64, now: Timestamp) {
+    let message = "reconciliation failed, will be tried again";
+    conditions.set(kinds::RECONCILING, ConditionStatus::True, "ProgressingWithRetry", message, generation, now);
 }
 
 /// What people are told of a pass: a new artifact, a recovery, a failure that is new; nothing where nothing changed.
@@ -470,8 +467,7 @@ pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused:
         status.observed_generation = generation;
     } else {
         conditions.delete(kinds::STALLED);
-        let retrying = "reconciliation failed, will be tried again";
-        conditions.set(kinds::RECONCILING, ConditionStatus::True, "ProgressingWithRetry", retrying, generation, now);
+        will_be_tried_again(conditions, generation, now);
     }
     conditions.summarize_ready(generation, now);
     tracing::debug!(key = %object.key, class = %refused.class, reason = refused.reason, "{message}");
