@@ -90,8 +90,8 @@ fn with_tree(options: &Options, table: &mut Table, folder: &Path, layer: &[u8]) 
         let store = Store::open(&root).expect("a store");
         let blob = held(&store, layer);
         let publish = |name: &str| {
-            let built =
-                build(&store, &chosen, std::slice::from_ref(&blob), Ignoring::AsFlux(None), Caps::default()).expect("built");
+            let built = build(&store, &chosen, std::slice::from_ref(&blob), Ignoring::AsFlux(None), Caps::default())
+                .expect("built");
             let writer = store.begin_tree("default", name, &built.digest().hex()).expect("a tree");
             built.tree.as_ref().expect("a tree").write_published(&store, writer.contents()).expect("written");
             writer.publish().expect("published")

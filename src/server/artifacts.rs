@@ -1,7 +1,7 @@
 //! The artifact listener (contract section 4): the published artifacts, by their paths, and nothing else.
 //!
-//! A path is looked up, percent-decoded once, in the map of what statuses name: there is no directory, no file name
-//! and no normalisation that could lead anywhere else, so every other path is simply not there.
+//! A path is looked up as it came, but for an encoded `+`, in the map of what statuses name: there is no directory, no
+//! file name and no normalisation that could lead anywhere else, so every other spelling of a path is not there.
 
 use std::borrow::Cow;
 
@@ -103,27 +103,12 @@ fn target(published: &Published, path: &str) -> Target {
     }
 }
 
-/// A path without percent-encoding, which some clients use for the `+` of a chart's version. What comes out is only
-/// compared with what is published.
+/// A path with the `+` of a chart's version as it is: some clients encode it. Nothing else is decoded.
 fn decoded(path: &str) -> Cow<'_, str> {
-    if !path.contains('%') {
+    if !path.contains("%2") {
         return Cow::Borrowed(path);
     }
-    let (mut bytes, mut rest) = (Vec::with_capacity(path.len()), path.as_bytes());
-    while let Some((&byte, after)) = rest.split_first() {
-        let code = after.get(..2).filter(|_| byte == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
-        match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+    Cow::Owned(path.replace("%2B", "+").replace("%2b", "+"))
 }
 
 /// Leads to the file in the same directory; relative, so that it also holds behind a proxy that adds a prefix.

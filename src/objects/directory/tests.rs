@@ -329,11 +329,12 @@ async fn a_bad_document_takes_nothing_away() {
     bench.write("z.yaml", &oci("z", "oci://h/z"));
     bench.start().await;
     // It is clear which one is bad; the other may go.
-    bench.write("a.yaml", &oci("a", "https://h/a"));
+    bench.write("a.yaml", &oci("a", "oci://h/a").replace("interval: 1m", "interval: soon"));
     assert_eq!(bench.reload().await, ["-OCIRepository/default/b"]);
     bench.backend().forget(&key("b")).await.unwrap();
     assert_eq!(bench.urls().await, ["a: 1 oci://h/a", "z: 1 oci://h/z"]);
-    let wrong = "a.yaml, document 1, line 1: OCIRepository/default/a: spec.url: does not match ^oci://.*$";
+    let wrong = "a.yaml, document 1, line 1: OCIRepository/default/a: spec.interval: \"soon\" does not match \
+                 ^([0-9]+(\\.[0-9]+)?(ms|s|m|h))+$";
     assert_eq!(bench.errors().await, [wrong]);
     // It is not clear: nothing of that file goes, and good documents in it are used.
     bench.write("a.yaml", &format!("{}kind: [\n", oci("c", "oci://h/c")));
