@@ -155,8 +155,14 @@ fn artifact(c: &mut Criterion) {
         group.sample_size(if through { 100 } else { 20 });
         group.bench_function(name, |b| {
             b.iter(|| {
-                let built = build::build(&store, &chosen, &[blob.clone()], Ignoring::AsFlux(ignore), Caps::default())
-                    .expect("built");
+                let built = build::build(
+                    &store,
+                    &chosen,
+                    std::slice::from_ref(&blob),
+                    Ignoring::AsFlux(ignore),
+                    Caps::default(),
+                )
+                .expect("built");
                 assert_eq!(built.passed_through, through);
             });
         });
@@ -237,7 +243,7 @@ fn pull(c: &mut Criterion) {
 }
 
 async fn pull_all(puller: &Puller, way: &Arc<Way>) {
-    let budget = Budget { deadline: (Instant::now() + Duration::from_secs(60)).into(), requested: false };
+    let budget = Budget { deadline: Instant::now() + Duration::from_secs(60), requested: false };
     let wanted = Wanted::Tag("latest".parse().expect("a tag"));
     let target = puller.resolve(way, &wanted, false, budget).await.expect("resolved");
     let pulled = puller.manifest(way, &target, budget).await.expect("the manifest");
