@@ -103,7 +103,7 @@ fn no_change(table: &mut Table, folder: &Path, registry: &DockerRegistry) {
     let sent: BTreeMap<&String, f64> =
         after.iter().map(|(kind, n)| (kind, n - before.get(kind).unwrap_or(&0.0))).filter(|(_, n)| *n > 0.0).collect();
     let heads = sent.get(&"manifest_head".to_owned()).copied().unwrap_or(0.0) / INTERVALS as f64;
-    let others: f64 = sent.iter().filter(|(kind, _)| kind.as_str() != "manifest_head").map(|(_, n)| n).sum();
+    let others: f64 = sent.iter().filter(|(kind, _)| kind.as_str() != "manifest_head").fold(0.0, |sum, (_, n)| sum + n);
     let what = "1,000 objects on 100 references: manifest_head an interval";
     table.figure(what, Unit::Count, heads, Target::Within(REFERENCES as f64, 6.0));
     table.figure("… other upstream requests", Unit::Count, others, Target::AtMost(0.0));

@@ -9,6 +9,7 @@ use std::{
 };
 
 use larder::digest::Digest;
+use rayon::prelude::*;
 
 /// One version of a configuration: names and contents.
 pub type Files = BTreeMap<String, Vec<u8>>;
@@ -140,7 +141,13 @@ pub struct Folders;
 
 impl Drop for Folders {
     fn drop(&mut self) {
-        for made in MADE.lock().expect("the list of folders").drain(..) {
+        let made = std::mem::take(&mut *MADE.lock().expect("the list of folders"));
+        let below = made.iter().filter_map(|made| made.read_dir().ok()).flatten().flatten();
+        let below: Vec<PathBuf> = below.map(|entry| entry.path()).collect();
+        below.par_iter().for_each(|path| {
+            let _ = std::fs::remove_dir_all(path);
+        });
+        for made in made {
             let _ = std::fs::remove_dir_all(made);
         }
     }
