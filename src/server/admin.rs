@@ -23,7 +23,12 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{body::Body, listener::Handler, query::Query, reply};
+use super::{
+    body::Body,
+    listener::{Handler, Peer},
+    query::Query,
+    reply,
+};
 use crate::{
     blocking,
     class::Class,
@@ -209,7 +214,7 @@ impl Admin {
 impl Handler for Admin {
     const LISTENER: metrics::Listener = metrics::Listener::Admin;
 
-    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn handle(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
         let mut out = match self.route(&request).await {
             Ok(out) => out,
             Err(failure) if failure.status == StatusCode::METHOD_NOT_ALLOWED => {

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use super::{
     body::Body,
     entity::{self, Role},
-    listener::Handler,
+    listener::{Handler, Peer},
     reply,
 };
 use crate::{artifact::publish::Published, class::Class, digest::Digest, metrics, store::Store};
@@ -68,7 +68,7 @@ impl Artifacts {
 impl Handler for Artifacts {
     const LISTENER: metrics::Listener = metrics::Listener::Artifacts;
 
-    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn handle(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let refusal = reply::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD", Some(Class::Client));
             return reply::method_not_allowed(refusal, "GET, HEAD");

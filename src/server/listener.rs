@@ -11,7 +11,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -53,13 +53,29 @@ const BACKLOG: u32 = 1024;
 /// How long accepting pauses when the process has no file descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its address; an IPv4 address is one also where it came to a socket of IPv6.
+    pub address: IpAddr,
+    /// The connection is encrypted.
+    pub encrypted: bool,
+}
+
+impl Peer {
+    /// It is a process of this machine, or somebody whom this machine lets pass for one (hardening.md section 5.5).
+    pub fn is_loopback(self) -> bool {
+        self.address.is_loopback()
+    }
+}
+
 /// Answers requests.
 pub trait Handler: Send + Sync + 'static {
     /// Which listener this is, for the metrics.
     const LISTENER: metrics::Listener;
 
     /// Answers one request. Dropping the future (the client went away) must leave nothing half done.
-    fn handle(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+    fn handle(&self, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// What a listener allows.
@@ -185,8 +201,8 @@ async fn accept<H: Handler>(
                 wait_for_place(places, watchdog, limits).await
             }
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) if is_shortage(&error) => {
                 warn("no file descriptor or memory for a new connection; accepting pauses", Some(&error));
                 watchdog.press();
@@ -203,7 +219,8 @@ async fn accept<H: Handler>(
         watchdog.watch(Arc::clone(&activity));
         let handler = Arc::clone(handler);
         tokio::spawn(async move {
-            connection(stream, handler, &activity).await;
+            let peer = Peer { address: from.ip().to_canonical(), encrypted: false };
+            connection(stream, peer, handler, &activity).await;
             activity.end();
             drop(place);
         });
@@ -237,14 +254,15 @@ fn is_shortage(error: &io::Error) -> bool {
 /// What the requests of one connection share, so that a request touches no counter that other connections touch.
 struct Shared<H> {
     handler: Arc<H>,
+    peer: Peer,
     activity: Arc<Activity>,
 }
 
 /// Serves one connection to its end.
-async fn connection<H: Handler>(stream: TcpStream, handler: Arc<H>, activity: &Arc<Activity>) {
+async fn connection<H: Handler>(stream: TcpStream, peer: Peer, handler: Arc<H>, activity: &Arc<Activity>) {
     // Answers are written whole; waiting for more to send only delays them.
     let _ = stream.set_nodelay(true);
-    let shared = Arc::new(Shared { handler, activity: Arc::clone(activity) });
+    let shared = Arc::new(Shared { handler, peer, activity: Arc::clone(activity) });
     let service = service_fn(move |request: Request<Incoming>| {
         let shared = Arc::clone(&shared);
         shared.activity.request_begun();
@@ -293,7 +311,7 @@ async fn connection<H: Handler>(stream: TcpStream, handler: Arc<H>, activity: &A
 
 async fn respond<H: Handler>(shared: &Shared<H>, request: Request<Incoming>) -> Response<Body> {
     let mut response = match refuse(&request) {
-        None => shared.handler.handle(request).await,
+        None => shared.handler.handle(request, shared.peer).await,
         Some(status) => {
             let mut response = reply::text(status, status.canonical_reason().unwrap_or_default(), Some(Class::Client));
             // What follows on the connection is not to be trusted to be a request.

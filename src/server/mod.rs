@@ -25,7 +25,7 @@ mod watch;
 
 pub use admin::{Admin, Control, Refusal};
 pub use artifacts::Artifacts;
-pub use listener::{Bound, Handler, Limits, serve};
+pub use listener::{Bound, Handler, Limits, Peer, serve};
 pub use registry::Registry;
 
 use crate::{

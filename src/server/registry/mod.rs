@@ -25,7 +25,7 @@ use self::{failure::Failure, uploads::Uploads};
 use super::{
     body::Body,
     entity::{self, Role},
-    listener::Handler,
+    listener::{Handler, Peer},
     query::Query,
     reply,
     route::{self, Route, RouteError},
@@ -160,7 +160,7 @@ impl Registry {
 impl Handler for Registry {
     const LISTENER: metrics::Listener = metrics::Listener::Registry;
 
-    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn handle(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
         self.route(request).await.unwrap_or_else(Failure::into_response)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use larder::{
     metrics,
-    server::{Handler, Limits, body::Body},
+    server::{Handler, Limits, Peer, body::Body},
 };
 use tokio::sync::Notify;
 
@@ -20,7 +20,7 @@ struct Echo {
 impl Handler for Echo {
     const LISTENER: metrics::Listener = metrics::Listener::Admin;
 
-    async fn handle(&self, request: Request<hyper::body::Incoming>) -> Response<Body> {
+    async fn handle(&self, request: Request<hyper::body::Incoming>, _: Peer) -> Response<Body> {
         if request.uri().path() == "/wait" {
             self.begun.notify_one();
             self.go_on.notified().await;
