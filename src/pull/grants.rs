@@ -134,6 +134,11 @@ impl Grants {
         self.hash(&(Endpoint { credentials: Credentials::Anonymous, ..at.clone() }, digest))
     }
 
+    /// A hash of anything, keyed with this directory's key: it tells things apart and nothing about them.
+    pub fn fingerprint(&self, what: &impl std::hash::Hash) -> [u8; 16] {
+        self.hash(what)
+    }
+
     fn hash(&self, what: &impl std::hash::Hash) -> [u8; 16] {
         let mut hasher = KeyedHasher(blake3::Hasher::new_keyed(&self.0.key));
         what.hash(&mut hasher);

@@ -90,6 +90,18 @@ pub struct Target {
     fetched: Option<FetchedManifest>,
 }
 
+impl Target {
+    /// Where a reference was found to lead before.
+    pub fn known(tag: Option<Tag>, digest: Digest) -> Self {
+        Self { tag, digest, fetched: None }
+    }
+
+    /// The same without the manifest's bytes, which need not be kept once the store has them.
+    pub fn without_bytes(self) -> Self {
+        Self { fetched: None, ..self }
+    }
+}
+
 /// A manifest to use, held by the store.
 #[derive(Clone)]
 pub struct PulledManifest {

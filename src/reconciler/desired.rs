@@ -72,6 +72,10 @@ impl Refused {
         Self::spec("URLInvalid", Class::Spec, format!("spec.url: {error}"))
     }
 
+    fn chart(message: String) -> Self {
+        Self { condition: kinds::BUILD_FAILED, ..Self::spec("InvalidChartReference", Class::Spec, message) }
+    }
+
     fn authentication(message: impl Into<String>) -> Self {
         let retry = Some(RETRY_SECRETS);
         Self { retry, ..Self::spec("AuthenticationFailed", Class::Auth, message) }
@@ -149,10 +153,7 @@ async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec)
             "spec.sourceRef.kind: charts come from a HelmRepository of type oci here, not from a {}",
             spec.source_ref.kind
         );
-        return Err(Refused {
-            condition: kinds::BUILD_FAILED,
-            ..Refused::spec("InvalidChartReference", Class::Spec, message)
-        });
+        return Err(Refused::chart(message));
     }
     let key = Key::new(Kind::HelmRepository, &object.key.namespace, &spec.source_ref.name);
     let repository = shared.lock().objects.get(&key).map(|e| Arc::clone(&e.object));
@@ -171,8 +172,14 @@ async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec)
         return Ok(None);
     }
     let version = spec.version.as_deref().unwrap_or("*");
+    let reference = Reference::parse_chart_url(&from.url, &spec.chart);
+    if let Err(error) = &reference
+        && Reference::parse_chart_url(&from.url, "chart").is_ok()
+    {
+        return Err(Refused::chart(format!("spec.chart: {:?} is not a chart's name: {error}", spec.chart)));
+    }
     let asked = Asked {
-        reference: Reference::parse_chart_url(&from.url, &spec.chart),
+        reference,
         url: format!("{}/{}", from.url.trim_end_matches('/'), spec.chart),
         wanted: match exact_chart_tag(version) {
             Some(tag) => Wanted::Tag(tag),

@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Shared, backoff::Backoff, source};
+use super::{Shared, backoff::Backoff, failure::Failure, source};
 use crate::{
     class::Retry,
     objects::Key,
@@ -155,14 +155,15 @@ struct Turn {
 
 async fn run(shared: Arc<Shared>, group: Arc<Group>) {
     shared.synced().await;
-    let mut due = Instant::now();
     let mut backoff = Backoff::default();
+    let mut due = kept(&shared, &group);
     loop {
         {
             let mut inner = group.lock();
             if inner.members.is_empty() {
                 inner.ended = true;
                 drop(inner);
+                shared.probes.forget(shared.puller.grants(), &group.route);
                 return shared.groups.remove(&group);
             }
         }
@@ -194,14 +195,31 @@ async fn run(shared: Arc<Shared>, group: Arc<Group>) {
         let budget = Budget { deadline: (started + turn.timeout).into_std(), requested: turn.requested };
         let failure = source::pass_over(&shared, &group.route, members, &outcome, budget, started).await;
         drop(permit);
-        group.lock().last = outcome.ok();
-        if fresh || failure.is_some() {
-            due = started + next(&group, failure.as_deref(), &mut backoff);
+        let last = outcome.ok().map(Target::without_bytes);
+        if fresh {
+            shared.probes.note(shared.puller.grants(), &group.route, last.as_ref());
         }
+        group.lock().last = last;
+        let next = started + next(&group, failure.as_deref(), &mut backoff);
+        // A turn without a probe brings the next one nearer, where an interval became shorter, and never puts it off.
+        due = if fresh { next } else { due.min(next) };
         for (_, waiter) in turn.waiters {
             let _ = waiter.send(());
         }
     }
+}
+
+/// When the first probe is due: at once, unless the process before this one probed within the interval; the members get
+/// what it found.
+fn kept(shared: &Shared, group: &Group) -> Instant {
+    let now = Instant::now();
+    let Some((target, age)) = shared.probes.take(shared.puller.grants(), &group.route) else { return now };
+    let rest = interval(group).saturating_sub(age);
+    if rest.is_zero() {
+        return now;
+    }
+    group.lock().last = Some(target);
+    now + super::backoff::jittered(rest)
 }
 
 fn take_turn(group: &Group) -> Option<Turn> {
@@ -228,8 +246,7 @@ async fn probe(shared: &Shared, group: &Group, requested: bool, timeout: Duratio
 }
 
 /// How long until the next probe.
-fn next(group: &Group, failure: Option<&source::Failure>, backoff: &mut Backoff) -> Duration {
-    let interval = group.lock().members.values().map(|m| m.demand.interval).min().unwrap_or(Duration::from_secs(60));
+fn next(group: &Group, failure: Option<&Failure>, backoff: &mut Backoff) -> Duration {
     match failure {
         Some(failure) if failure.class().retry() == Retry::Backoff => {
             let wait = backoff.next_delay();
@@ -237,7 +254,12 @@ fn next(group: &Group, failure: Option<&source::Failure>, backoff: &mut Backoff)
         }
         _ => {
             backoff.reset();
-            super::backoff::jittered(interval)
+            super::backoff::jittered(interval(group))
         }
     }
+}
+
+/// The shortest among the members.
+fn interval(group: &Group) -> Duration {
+    group.lock().members.values().map(|m| m.demand.interval).min().unwrap_or(Duration::from_secs(60))
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::source::Failure;
+use super::failure::Failure;
 use crate::{
     apply::yaml_text,
     artifact::{
@@ -143,12 +143,12 @@ fn merged_values(tree: &Tree, root: &str, values: &Values) -> Result<Value, Fail
             Some(Value::Null) => {}
             Some(_) => {
                 let message = format!("values file '{file}' is not a mapping");
-                return Err(failed("ValuesFilesError", Class::Layer, message));
+                return Err(failed("ValuesFilesError", Class::Spec, message));
             }
             None if values.ignore_missing => {}
             None => {
                 let message = format!("no values file found at path '{file}' in the chart");
-                return Err(failed("ValuesFilesError", Class::Layer, message));
+                return Err(failed("ValuesFilesError", Class::Spec, message));
             }
         }
     }

@@ -9,17 +9,18 @@
 //! After a crash nothing has to be repaired: statuses name artifacts that the store holds, and what was half done is done again.
 
 pub mod backoff;
+mod config;
 pub mod desired;
+mod failure;
 pub mod group;
 pub mod helm;
 pub mod kustomization;
+mod probes;
 mod retention;
 pub mod source;
 
 use std::{
     collections::HashMap,
-    ffi::OsString,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -28,8 +29,7 @@ use serde_json::Value;
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::{
-    apply::confine::Launcher,
-    artifact::{build::Caps, publish::Published},
+    artifact::publish::Published,
     blocking,
     flight::Flight,
     metrics,
@@ -38,39 +38,11 @@ use crate::{
     pull::Puller,
     shutdown::Shutdown,
 };
+pub use config::{Config, Rendering};
 use desired::{Desired, Refused};
 use group::{Demand, Group, Groups};
 use kustomization::Task;
-
-/// What the reconciler is told by the installation.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// In front of every artifact's path: `http://host:port`, without a slash at the end.
-    pub advertise: String,
-    /// How many passes at most are under way for one registry.
-    pub concurrency: usize,
-    /// Registries (`host[:port]` as named) that may be spoken to over plain http, for kinds that have no `insecure` field.
-    pub insecure_registries: Vec<Registry>,
-    /// How long a superseded artifact stays fetchable at least.
-    pub retention: Duration,
-    /// How many artifacts of an object, the current one included, stay fetchable at least.
-    pub retention_records: usize,
-    /// Caps on what layers may expand to.
-    pub caps: Caps,
-    /// What renders Kustomizations that this process does not render itself.
-    pub rendering: Rendering,
-}
-
-/// What renders Kustomizations that this process does not render itself.
-#[derive(Clone, Debug)]
-pub struct Rendering {
-    /// `--kustomize-program`.
-    pub program: Option<PathBuf>,
-    /// PATH, to look for a program in where none is named.
-    pub search: Option<OsString>,
-    /// How this program starts itself again to confine that one.
-    pub launcher: Launcher,
-}
+use probes::Probes;
 
 /// The reconciler; clones are handles on one.
 #[derive(Clone)]
@@ -87,7 +59,8 @@ pub struct Shared {
     groups: Groups,
     hosts: Mutex<HashMap<Registry, Arc<Semaphore>>>,
     synced: watch::Sender<bool>,
-    builds: Flight<source::BuildKey, Result<Arc<source::Obtained>, Arc<source::Failure>>>,
+    builds: Flight<source::BuildKey, Result<Arc<source::Obtained>, Arc<failure::Failure>>>,
+    probes: Probes,
 }
 
 #[derive(Default)]
@@ -132,7 +105,9 @@ impl Reconciler {
         config: Config,
         shutdown: Shutdown,
     ) -> (Self, tokio::sync::mpsc::Receiver<Change>) {
+        let root = puller.store().root().to_path_buf();
         let shared = Arc::new(Shared {
+            probes: blocking::io(move || Probes::load(&root)).await,
             backend,
             puller,
             published,
@@ -165,6 +140,7 @@ impl Reconciler {
         }
         shared.synced.send_replace(true);
         let sweeper = tokio::spawn(retention::sweep(Arc::clone(&shared)));
+        let keeper = tokio::spawn(probes::keep(Arc::clone(&shared)));
         let mut missed = shared.published.missed();
         loop {
             let change = tokio::select! {
@@ -192,6 +168,8 @@ impl Reconciler {
             }
         }
         sweeper.abort();
+        keeper.abort();
+        probes::write(&shared).await;
     }
 
     /// A pass over `key` now; returns when it has ended.

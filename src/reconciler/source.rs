@@ -11,6 +11,7 @@ use tokio::{task::JoinSet, time::Instant};
 use super::{
     Shared,
     desired::{Desired, Refused},
+    failure::Failure,
     group::{Outcome, Route},
     helm, retention,
 };
@@ -27,7 +28,7 @@ use crate::{
         Artifact, Event, Key, Object, Status,
         condition::{ConditionStatus, Conditions, kinds, rfc3339},
     },
-    pull::{PullError, PulledManifest, Target, Wanted, Way},
+    pull::{PullError, PulledManifest, Target, Way},
     registry::Budget,
     store::{Lease, StoreError},
 };
@@ -53,67 +54,6 @@ pub struct Obtained {
     chart: Option<helm::Chart>,
     /// Keeps the layers and the artifact from collection until a status names what was made of them.
     _leases: Vec<Lease>,
-}
-
-/// Why a pass failed, as the conditions tell it.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    condition: &'static str,
-    reason: &'static str,
-    message: String,
-    class: Class,
-    retry_after: Option<Duration>,
-}
-
-impl Failure {
-    /// A failure under `condition`.
-    pub fn new(condition: &'static str, reason: &'static str, class: Class, message: impl Into<String>) -> Self {
-        Self { condition, reason, message: message.into(), class, retry_after: None }
-    }
-
-    /// The class of failure.
-    pub fn class(&self) -> Class {
-        self.class
-    }
-
-    /// When the registry asked to be asked again.
-    pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
-    }
-
-    fn pulling(error: &PullError, wanted: &Wanted, chart: bool) -> Self {
-        let class = error.class();
-        let (condition, reason) = match (error.registry(), error) {
-            (Some(registry), _) if registry.is_authentication_setup() => (kinds::FETCH_FAILED, "AuthenticationFailed"),
-            _ if chart && class != Class::Disk => (kinds::BUILD_FAILED, "ChartPullError"),
-            (_, PullError::Version(_) | PullError::Tags(_)) => (kinds::FETCH_FAILED, "ReadOperationFailed"),
-            _ if class == Class::Disk => (kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed"),
-            _ => (kinds::FETCH_FAILED, "OCIArtifactPullFailed"),
-        };
-        let message = match reason {
-            "ReadOperationFailed" => format!("failed to determine the artifact tag: {}", chain(error)),
-            _ => format!("failed to pull artifact ({wanted}): {}", chain(error)),
-        };
-        Self {
-            retry_after: error.registry().and_then(|e| e.retry_after()),
-            ..Self::new(condition, reason, class, message)
-        }
-    }
-
-    fn building(error: &ArtifactError, chart: bool) -> Self {
-        let class = error.class();
-        let (condition, reason) = match class {
-            _ if chart && class != Class::Disk => (kinds::BUILD_FAILED, "ChartPullError"),
-            Class::Disk => (kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed"),
-            _ => (kinds::FETCH_FAILED, "OCIArtifactLayerOperationFailed"),
-        };
-        Self::new(condition, reason, class, format!("failed to make the artifact: {}", chain(error)))
-    }
-
-    fn storing(error: &StoreError) -> Self {
-        let message = format!("failed to store the artifact: {}", chain(error));
-        Self::new(kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed", error.class(), message)
-    }
 }
 
 /// Passes over `members`; the failure that decides when to come back, if there was one.
@@ -168,9 +108,14 @@ async fn pass(
     };
     let mut status = before.clone();
     let mut warning = None;
+    // Until the status that names it is kept, nothing else keeps the artifact from collection.
+    let mut obtained = None;
     let result = match &outcome {
         Err(error) => Err(Failure::pulling(error, &route.wanted, desired.chart.is_some())),
-        Ok(target) => bring(shared, &object, &desired, target, &mut status, &mut warning, budget).await,
+        Ok(target) => bring(shared, &object, &desired, target, &mut status, budget).await.map(|made| {
+            warning = made.as_ref().and_then(|made| made.manifest.warning.clone());
+            obtained = made;
+        }),
     };
     let now = Timestamp::now();
     judge(&mut status, &object, &desired, &result, now);
@@ -187,6 +132,7 @@ async fn pass(
         // Changed, suspended or gone meanwhile: what no status names is not served.
         retention::discard(shared, key, &made).await;
     }
+    drop(obtained);
     record(key, failure.as_ref().map(|f| f.class), started.elapsed());
     failure
 }
@@ -195,16 +141,17 @@ fn record(key: &Key, class: Option<Class>, took: Duration) {
     metrics::reconciled(key.kind.name(), &key.namespace, &key.name, class, took.as_secs_f64());
 }
 
-/// Makes the artifact for `target` current in `status`, unless it is already.
+/// Makes the artifact for `target` current in `status`, unless it is already; what was made, to be held until the status is
+/// kept.
 async fn bring(
     shared: &Arc<Shared>,
     object: &Object,
     desired: &Desired,
     target: &Target,
     status: &mut Status,
-    warning: &mut Option<String>,
     budget: Budget,
-) -> Result<(), Failure> {
+) -> Result<Option<Arc<Obtained>>, Failure> {
+    let is_current = desired.is_current(status, target);
     if let Some(artifact) = &status.artifact {
         let (store, digest, key) = (shared.puller.store().clone(), artifact.digest, object.key.clone());
         let held = blocking::io(move || {
@@ -218,18 +165,17 @@ async fn bring(
             shared.published.remove(&artifact.path);
             status.artifact = None;
         }
-        if published && desired.is_current(status, target) {
-            return Ok(());
+        if published && is_current {
+            return Ok(None);
         }
     }
-    if !desired.is_current(status, target) && status.artifact.is_some() {
+    if !is_current && status.artifact.is_some() {
         let message = format!("new revision '{}' for '{}'", desired.revision(target), desired.url);
         let (generation, now) = (object.metadata.generation, Timestamp::now());
         let conditions = &mut status.conditions;
         conditions.set(kinds::ARTIFACT_OUTDATED, ConditionStatus::True, "NewRevision", &message, generation, now);
     }
     let obtained = obtain(shared, desired, target, budget).await.map_err(|f| (*f).clone())?;
-    *warning = obtained.manifest.warning.clone();
     let revision = match &obtained.chart {
         Some(chart) => chart.version.clone(),
         None => desired.revision(target),
@@ -249,7 +195,7 @@ async fn bring(
     };
     status.artifact = Some(artifact);
     desired.observe(status, &object.key, target, obtained.chart.as_ref(), &shared.config.advertise);
-    Ok(())
+    Ok(Some(obtained))
 }
 
 /// The artifact, built once for all members that want the same at once.
@@ -394,7 +340,13 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
                     conditions.delete(kinds::ARTIFACT_IN_STORAGE);
                 }
             }
-            will_be_tried_again(conditions, generation, now);
+            if failure.is_stalled() {
+                conditions.delete(kinds::RECONCILING);
+                conditions.set(kinds::STALLED, ConditionStatus::True, failure.reason, &message, generation, now);
+                status.observed_generation = generation;
+            } else {
+                will_be_tried_again(conditions, generation, now);
+            }
             conditions.set(failure.condition, ConditionStatus::True, failure.reason, &message, generation, now);
         }
     }

@@ -60,6 +60,10 @@ fn chart_versions_resolve_as_in_flux() {
     objects.push(helm_chart("none", "charts", "podinfo", "> 7.0.0"));
     objects.push(helm_chart("absent", "charts", "absent", "1.0.0"));
     objects.push(helm_chart("orphan", "no-such-repository", "podinfo", "*"));
+    objects.push(helm_chart("misnamed", "charts", "Pod Info", "*"));
+    let mut without_values = helm_chart("valueless", "charts", "podinfo", "0.1.0");
+    without_values["spec"]["valuesFiles"] = json!(["values.yaml", "values-prod.yaml"]);
+    objects.push(without_values);
     world.write(&objects);
     let larder = world.serve(&[]);
     for (name, _, version) in rows {
@@ -78,13 +82,18 @@ fn chart_versions_resolve_as_in_flux() {
         ("none", "BuildFailed", "ChartPullError"),
         ("absent", "BuildFailed", "ChartPullError"),
         ("orphan", "FetchFailed", "SourceUnavailable"),
+        ("misnamed", "BuildFailed", "InvalidChartReference"),
+        ("valueless", "BuildFailed", "ValuesFilesError"),
     ] {
-        larder.wait("HelmChart", NAMESPACE, name, |object| {
+        let object = larder.wait("HelmChart", NAMESPACE, name, |object| {
             let failed = condition_of(object, condition);
             failed["status"] == "True"
                 && failed["reason"] == reason
                 && condition_of(object, "Ready")["status"] == "False"
         });
+        // Only another spec helps the last two.
+        let stalled = matches!(reason, "InvalidChartReference" | "ValuesFilesError");
+        assert_eq!(condition_of(&object, "Stalled")["status"] == "True", stalled, "{object}");
     }
     let repository = larder.object("HelmRepository", NAMESPACE, "charts").expect("listed");
     assert!(repository["status"].get("artifact").is_none(), "a HelmRepository of type oci has no artifact");

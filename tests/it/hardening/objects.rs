@@ -391,3 +391,25 @@ fn an_object_whose_way_lies_shares_nothing_with_the_honest_one() {
     assert!(object_of_liar["status"]["artifact"].is_null(), "{object_of_liar}");
     world.finish();
 }
+
+#[test]
+fn an_object_with_a_shorter_interval_hastens_the_probes_that_it_shares() {
+    let world = World::start(&[]);
+    let shared = Upstream::start();
+    let first = files(&[("version", "1")]);
+    shared.push_files(&first);
+    world.apply(&object(KIND, NAMESPACE, "hourly", &shared.url(), &json!({ "interval": "1h" })));
+    world.larder.wait_ready(KIND, NAMESPACE, "hourly");
+    let sent = shared.requests();
+    world.apply(&object(KIND, NAMESPACE, "hasty", &shared.url(), &json!({ "interval": "1s" })));
+    world.larder.wait_ready(KIND, NAMESPACE, "hasty");
+    let second = files(&[("version", "2")]);
+    shared.push_files(&second);
+    for name in ["hasty", "hourly"] {
+        world.larder.wait(KIND, NAMESPACE, name, |object| {
+            !object["status"]["artifact"].is_null() && files_in(&fetch_artifact(object)) == second
+        });
+    }
+    assert!(shared.requests() > sent);
+    world.finish();
+}
