@@ -10,7 +10,6 @@ mod programs;
 mod support;
 
 use std::{
-    collections::BTreeMap,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -20,11 +19,10 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group};
 use larder::{
     artifact::{
         build::{self, Caps, Ignoring},
-        choose::Chosen,
         publish::Published,
     },
     digest::Digest,
-    oci::{Descriptor, Document},
+    oci::Document,
     pull::{Puller, Wanted, Way},
     registry::{self, Budget, Credentials, Endpoint, Transport},
     server::{Artifacts, Bound, Limits, serve},
@@ -35,26 +33,11 @@ use larder::{
 
 use http::Client;
 use programs::Daemon;
-use support::{folder, gzip, kube_prometheus, noise, small_layer, tar_of};
+use support::{chosen, folder, gzip, kube_prometheus, noise, small_layer, tar_of};
 
 /// The newest version as clients push it.
 fn newest() -> Vec<u8> {
     gzip(&tar_of(kube_prometheus().last().expect("a version")))
-}
-
-fn descriptor(layer: &[u8]) -> Descriptor {
-    Descriptor {
-        media_type: "application/vnd.cncf.flux.content.v1.tar+gzip".into(),
-        digest: Digest::sha256(layer),
-        size: layer.len() as u64,
-        platform: None,
-        artifact_type: None,
-        annotations: BTreeMap::new(),
-    }
-}
-
-fn chosen(layer: &[u8]) -> Chosen {
-    Chosen { layers: vec![descriptor(layer)], image: false, copy: false, chart: false }
 }
 
 fn keep(store: &Store, bytes: &[u8]) -> Blob {

@@ -1,21 +1,17 @@
 //! From a layer that is held to its artifact: beside the least that must be done, and beside `tar -xzf`.
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use larder::{
-    artifact::{
-        build::{Caps, Ignoring, build},
-        choose::Chosen,
-    },
+    artifact::build::{Caps, Ignoring, build},
     digest::Digest,
-    oci::Descriptor,
     store::{Blob, Durability, Store},
 };
 
 use crate::{
     Options,
     programs::find,
-    support::{Files, folder, gzip, kube_prometheus, tar_of},
+    support::{Files, chosen, folder, gzip, kube_prometheus, tar_of},
     table::{Ratio, Table, Target, Unit, timed},
 };
 
@@ -33,18 +29,6 @@ pub fn run(options: &Options, table: &mut Table) {
     let folder = folder();
     index_only(options, table, &folder, &layer, tar.len());
     with_tree(options, table, &folder, &layer);
-}
-
-fn chosen(layer: &[u8]) -> Chosen {
-    let descriptor = Descriptor {
-        media_type: "application/vnd.cncf.flux.content.v1.tar+gzip".into(),
-        digest: Digest::sha256(layer),
-        size: layer.len() as u64,
-        platform: None,
-        artifact_type: None,
-        annotations: BTreeMap::new(),
-    };
-    Chosen { layers: vec![descriptor], image: false, copy: false, chart: false }
 }
 
 fn held(store: &Store, layer: &[u8]) -> Blob {

@@ -1,50 +1,23 @@
 //! What both bench programs need: content to measure with, and a folder to measure in.
 #![allow(dead_code)]
 
-use std::{
-    collections::BTreeMap,
-    io::Write as _,
-    path::{Path, PathBuf},
-    sync::Mutex,
-};
+use std::{collections::BTreeMap, io::Write as _, path::PathBuf, sync::Mutex};
 
-use larder::digest::Digest;
+use larder::{artifact::choose::Chosen, digest::Digest, oci::Descriptor};
 use rayon::prelude::*;
 
-/// One version of a configuration: names and contents.
-pub type Files = BTreeMap<String, Vec<u8>>;
+#[path = "../../tests/it/support/packed.rs"]
+mod packed;
+
+pub use packed::Files;
 
 /// The versions of kube-prometheus, oldest first: the corpus's (`LARDER_CORPUS`, else `../shared/corpus`), else as many
 /// made ones of about the same size, which is said.
 pub fn kube_prometheus() -> Vec<Files> {
-    read("kube-prometheus").unwrap_or_else(|| {
+    packed::read("kube-prometheus").unwrap_or_else(|| {
         eprintln!("no corpus (LARDER_CORPUS): made versions stand in for kube-prometheus");
         (0..60).map(made).collect()
     })
-}
-
-fn read(name: &str) -> Option<Vec<Files>> {
-    let folder = std::env::var_os("LARDER_CORPUS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"), PathBuf::from);
-    let packed = std::fs::File::open(folder.join(format!("{name}.tar.zst"))).ok()?;
-    let mut decoder = zstd::Decoder::new(packed).expect("zstd");
-    decoder.window_log_max(27).expect("a window of 128 MiB");
-    let mut versions: BTreeMap<String, Files> = BTreeMap::new();
-    for entry in tar::Archive::new(decoder).entries().expect("tar") {
-        let mut entry = entry.expect("tar entry");
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let path = String::from_utf8(entry.path_bytes().into_owned()).expect("UTF-8 name");
-        let mut parts = path.splitn(3, '/');
-        let (Some(_), Some(version), Some(rest)) = (parts.next(), parts.next(), parts.next()) else {
-            panic!("{path} in the corpus is not NAME/VERSION/FILE")
-        };
-        let mut content = Vec::new();
-        std::io::copy(&mut entry, &mut content).expect("content");
-        versions.entry(version.to_owned()).or_default().insert(rest.to_owned(), content);
-    }
-    Some(versions.into_values().collect())
 }
 
 /// 95 documents with 5.5 MB together, of which a tenth changes with every version.
@@ -59,6 +32,23 @@ fn made(version: usize) -> Files {
             (format!("document-{file}.yaml"), format!("groups:\n{text}").into_bytes())
         })
         .collect()
+}
+
+/// A layer as a Flux artifact's manifest names it.
+pub fn descriptor(layer: &[u8]) -> Descriptor {
+    Descriptor {
+        media_type: "application/vnd.cncf.flux.content.v1.tar+gzip".into(),
+        digest: Digest::sha256(layer),
+        size: layer.len() as u64,
+        platform: None,
+        artifact_type: None,
+        annotations: BTreeMap::new(),
+    }
+}
+
+/// That layer as the choice of an object that names nothing.
+pub fn chosen(layer: &[u8]) -> Chosen {
+    Chosen { layers: vec![descriptor(layer)], image: false, copy: false, chart: false }
 }
 
 /// The files as a plain tar.

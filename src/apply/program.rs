@@ -182,6 +182,7 @@ fn message(stderr: &Path, place: &Workspace<'_>) -> String {
     let shortened = text.replace(&place.tree.display().to_string(), "").replace(&place.own.display().to_string(), "");
     let mut message = String::new();
     for line in shortened.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("# Warning")).take(3) {
+        let line = without_log_header(line);
         let line = line.strip_prefix("Error: ").or(line.strip_prefix("error: ")).unwrap_or(line);
         let cut = ["map[", "{\"", "&{", "object {", "apiVersion:"].iter().filter_map(|mark| line.find(mark)).min();
         if !message.is_empty() {
@@ -194,6 +195,19 @@ fn message(stderr: &Path, place: &Workspace<'_>) -> String {
         }
     }
     if message.is_empty() { "it did not say why".into() } else { message }
+}
+
+/// A line without the header of Kubernetes' log library, `E1123 12:00:00.000000    1234 file.go:12] `: time and process
+/// differ on each try, and a condition whose message changes is news each time.
+fn without_log_header(line: &str) -> &str {
+    let is_header = |header: &str| {
+        let mut bytes = header.bytes();
+        matches!(bytes.next(), Some(b'E' | b'W' | b'I' | b'F')) && bytes.take(4).all(|b| b.is_ascii_digit())
+    };
+    match line.split_once("] ") {
+        Some((header, rest)) if header.len() > 5 && is_header(header) && header.contains(".go:") => rest,
+        _ => line,
+    }
 }
 
 /// The program to use.
@@ -284,6 +298,19 @@ fn understand(kind: Kind, said: &str) -> Option<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_header_of_a_log_line_is_left_out_and_nothing_else() {
+        for (line, rest) in [
+            ("E1123 23:38:00.123456   12345 run.go:72] \"command failed\" err=\"x\"", "\"command failed\" err=\"x\""),
+            ("Error: accumulating resources [a] b", "Error: accumulating resources [a] b"),
+            ("E1123] b", "E1123] b"),
+            ("Ecru 1 x.go:1] b", "Ecru 1 x.go:1] b"),
+            ("", ""),
+        ] {
+            assert_eq!(without_log_header(line), rest);
+        }
+    }
 
     #[test]
     fn a_version_is_understood_as_the_programs_print_it() {

@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     fs,
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -28,8 +28,11 @@ use crate::{
     store::Store,
 };
 
-/// Marks a directory as made by a pull, so that the next one may replace it.
-const MARK: &str = "user.larder.digest";
+/// Marks a directory as made by a pull, so that the next one may replace it: the digest, and the time of the newest change
+/// in it as that pull left it.
+const MARK: &str = "user.larder.pull";
+/// What every pull's working directory begins with.
+const WORK: &str = ".larder-pull-";
 
 /// Pull, verify and unpack: the directory is complete or untouched
 #[derive(Debug, clap::Args)]
@@ -60,7 +63,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let parent = target.parent().context("--output must not be the root directory")?.to_path_buf();
     fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
     // Beside the target: so that the last step is a rename, and the disk that fills up is the one meant.
-    let work = tempfile::Builder::new().prefix(".larder-pull-").tempdir_in(&parent)?;
+    remove_what_was_left(&parent);
+    let work = tempfile::Builder::new().prefix(WORK).tempdir_in(&parent)?;
     let wanted = match &arguments.reference.selector {
         Some(Selector::Tag(tag)) => Wanted::Tag(tag.clone()),
         Some(Selector::Digest(digest)) => Wanted::Digest(*digest),
@@ -141,24 +145,63 @@ fn refuse_what_is_not_ours(target: &Path, force: bool) -> anyhow::Result<()> {
         bail!("{} exists and is not a directory; name another", target.display());
     }
     let is_empty = fs::read_dir(target).with_context(|| format!("cannot read {}", target.display()))?.next().is_none();
-    if is_empty || force || has_mark(target) {
+    if is_empty || force {
         return Ok(());
     }
-    bail!(
-        "{} is not empty and was not made by a pull; name another directory, or give --force to replace it",
-        target.display()
-    )
+    let why = match marked(target) {
+        None => "is not empty and was not made by a pull",
+        Some(mark) if newest_change(target)? != mark => "was changed since a pull made it",
+        Some(_) => return Ok(()),
+    };
+    bail!("{} {why}; name another directory, or give --force to replace it", target.display())
 }
 
-fn has_mark(directory: &Path) -> bool {
+/// The time in the mark of an earlier pull.
+fn marked(directory: &Path) -> Option<i128> {
     let mut value = [0u8; 256];
-    rustix::fs::getxattr(directory, MARK, &mut value[..]).is_ok_and(|len| len > 0)
+    let len = rustix::fs::getxattr(directory, MARK, &mut value[..]).ok()?;
+    std::str::from_utf8(value.get(..len)?).ok()?.rsplit_once(' ')?.1.parse().ok()
+}
+
+/// When something in a tree was last written, made or removed: nanoseconds since 1970, of the file system's clock.
+fn newest_change(directory: &Path) -> std::io::Result<i128> {
+    let mut newest = i128::MIN;
+    let mut directories = vec![directory.to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        let mut note = |metadata: &fs::Metadata| {
+            newest = newest.max(i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()));
+        };
+        note(&fs::symlink_metadata(&directory)?);
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            note(&metadata);
+            if metadata.is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    Ok(newest)
+}
+
+/// Removes working directories of pulls that were killed: their stores are nobody's.
+fn remove_what_was_left(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten().filter(|e| e.file_name().as_bytes().starts_with(WORK.as_bytes())) {
+        let root = entry.path().join("store");
+        // One without a store is about to be somebody's, or is not worth the risk.
+        if root.is_dir() && Store::open(&root).is_ok() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Puts `tree` where `target` is, in one step, and removes what was there.
 fn put_in_place(tree: &Path, target: &Path, digest: &Digest) -> anyhow::Result<()> {
     // Where the filesystem keeps no attributes, the next pull asks for --force.
-    let _ = rustix::fs::setxattr(tree, MARK, digest.to_string().as_bytes(), XattrFlags::empty());
+    if let Ok(newest) = newest_change(tree) {
+        let _ = rustix::fs::setxattr(tree, MARK, format!("{digest} {newest}").as_bytes(), XattrFlags::empty());
+    }
     let context = || format!("cannot put the contents in place at {}", target.display());
     if !target.exists() {
         return fs::rename(tree, target).with_context(context);

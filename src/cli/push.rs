@@ -19,7 +19,7 @@ use crate::{
 /// Package a directory or file and push it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  larder push oci://ghcr.io/org/my-app-config:v1.0.0 --path ./deploy \\\n      --source https://github.com/org/app --revision main@sha1:0123abcd\n  larder push --plain-http oci://127.0.0.1:5000/my-app-config:v1.0.0 --path my-app-config\n  kustomize build . | larder push oci://ghcr.io/org/app:latest --path -\n\nEqual content gives equal bytes, whatever the machine, the time or the files' owner."
+    after_help = "Examples:\n  larder push oci://ghcr.io/org/my-app-config:v1.0.0 --path ./deploy \\\n      --source https://github.com/org/app --revision main@sha1:0123abcd\n  larder push --plain-http oci://127.0.0.1:5000/my-app-config:v1.0.0 --path my-app-config\n  kustomize build . | larder push oci://ghcr.io/org/app:latest --path -\n\nLeft out of a directory: version control files, images and archives (as flux push does), and what .sourceignore says.\n\nEqual content gives equal bytes, whatever the machine, the time or the files' owner."
 )]
 pub struct Arguments {
     /// Where to

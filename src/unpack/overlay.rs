@@ -10,9 +10,8 @@ use std::{
     collections::{BTreeMap, HashSet},
     io,
     io::Read,
+    sync::OnceLock,
 };
-
-use rayon::prelude::*;
 
 use super::{
     data::{Budget, Data, Limits, MEMORY_BYTES, take_buffer},
@@ -166,7 +165,21 @@ pub fn open_all<S: Source>(
     match sources {
         // No reason to leave this thread.
         [one] => open((0, one)).map(|layer| vec![layer]),
-        _ => sources.par_iter().enumerate().map(open).collect(),
+        _ => {
+            // The largest first and one at a time, so that none of them is left over for one thread at the end.
+            let mut order: Vec<usize> = (0..sources.len()).collect();
+            order.sort_by_key(|place| std::cmp::Reverse(sources.get(*place).map(Source::size)));
+            let opened: Vec<OnceLock<_>> = sources.iter().map(|_| OnceLock::new()).collect();
+            let open = &open;
+            rayon::scope_fifo(|scope| {
+                for place in order {
+                    if let (Some(source), Some(slot)) = (sources.get(place), opened.get(place)) {
+                        scope.spawn_fifo(move |_| drop(slot.set(open((place, source)))));
+                    }
+                }
+            });
+            opened.into_iter().filter_map(OnceLock::into_inner).collect()
+        }
     }
 }
 

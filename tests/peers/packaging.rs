@@ -202,6 +202,37 @@ fn a_pull_that_fails_leaves_no_trace() {
 }
 
 #[test]
+fn a_pull_replaces_what_a_pull_made_and_never_what_somebody_changed() {
+    need!("docker-registry");
+    let world = World::new();
+    world.registry.push_files("app", "v1", &example());
+    let output = world.path().join("out");
+    let url = format!("oci://{}/app:v1", world.host());
+    let pull = |more: &[&str]| {
+        let mut words = vec!["pull", &url, "--plain-http", "--output", output.to_str().expect("UTF-8")];
+        words.extend(more);
+        run(world.path(), words)
+    };
+    // What a pull that was killed left behind: its store is nobody's.
+    let litter = world.path().join(".larder-pull-killed");
+    std::fs::create_dir_all(litter.join("store")).expect("folder");
+    assert!(pull(&[]).status.success());
+    assert!(!litter.exists(), "a killed pull's folder goes with the next one");
+    assert!(pull(&[]).status.success(), "untouched, it is replaced");
+    std::fs::write(output.join("mine"), "kept").expect("file");
+    let refused = pull(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("was changed since") && said.contains("--force"), "{said}");
+    assert_eq!(std::fs::read(output.join("mine")).expect("still there"), b"kept");
+    assert!(pull(&["--force"]).status.success());
+    assert_eq!(files_below(&output), example());
+    let first = example().into_keys().next().expect("a file");
+    std::fs::remove_file(output.join(&first)).expect("removed");
+    assert_eq!(pull(&[]).status.code(), Some(1), "a removal is a change");
+}
+
+#[test]
 fn tag_moves_no_blob_and_list_shows_all_tags() {
     need!("docker-registry");
     let world = World::new();

@@ -1,9 +1,7 @@
 //! Configuration to test with: real versions of real repositories where a corpus is at hand (`LARDER_CORPUS` names its
 //! folder; `../shared/corpus` is tried), else small versions made here.
 
-use std::{collections::BTreeMap, path::PathBuf};
-
-use super::{announce, fixtures::Files};
+use super::{announce, fixtures::Files, packed::read};
 
 /// Successive versions of one configuration, oldest first.
 pub struct Versions {
@@ -25,30 +23,6 @@ pub fn versions(name: &str, count: usize) -> Versions {
             Versions { versions: (0..count).map(made).collect(), real: false }
         }
     }
-}
-
-fn read(name: &str) -> Option<Vec<Files>> {
-    let folder = std::env::var_os("LARDER_CORPUS")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpus")), PathBuf::from);
-    let packed = std::fs::read(folder.join(format!("{name}.tar.zst"))).ok()?;
-    let mut decoder = zstd::Decoder::new(packed.as_slice()).expect("zstd");
-    decoder.window_log_max(27).expect("a window of 128 MiB");
-    let mut versions: BTreeMap<String, Files> = BTreeMap::new();
-    for entry in tar::Archive::new(decoder).entries().expect("tar") {
-        let mut entry = entry.expect("tar entry");
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let path = String::from_utf8(entry.path_bytes().into_owned()).expect("UTF-8 name");
-        let mut parts = path.splitn(3, '/');
-        let (Some(_), Some(version), Some(rest)) = (parts.next(), parts.next(), parts.next()) else {
-            panic!("{path} in the corpus is not NAME/VERSION/FILE")
-        };
-        let mut content = Vec::new();
-        std::io::copy(&mut entry, &mut content).expect("content");
-        versions.entry(version.to_owned()).or_default().insert(rest.to_owned(), content);
-    }
-    Some(versions.into_values().collect())
 }
 
 /// Version `number`: 24 documents of a few KB, of which two change with every version and one more with every tenth.

@@ -8,6 +8,7 @@ pub mod corpus;
 pub mod fixtures;
 pub mod http;
 pub mod larder;
+pub mod packed;
 pub mod proxy;
 pub mod registry;
 
