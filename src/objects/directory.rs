@@ -438,11 +438,11 @@ impl Backend for Directory {
     }
 
     fn event<'a>(&'a self, object: &'a Object, event: Event) -> BoxFuture<'a, ()> {
-        let Event { normal, reason, message } = event;
+        let Event { normal, reason, message, class } = event;
         if normal {
-            tracing::info!(object = %object.key, reason, "{message}");
+            tracing::info!(key = %object.key, reason, "{message}");
         } else {
-            tracing::warn!(object = %object.key, reason, "{message}");
+            tracing::warn!(key = %object.key, reason, class = class.map(tracing::field::display), "{message}");
         }
         Box::pin(std::future::ready(()))
     }

@@ -25,7 +25,7 @@ pub use source::{GitRepositorySpec, HelmChartSpec, HelmRepositorySpec, OciReposi
 pub use status::{Artifact, Inventory, InventoryEntry, Status};
 pub use view::{SourceView, Wanted, as_source};
 
-use crate::secret::Secret;
+use crate::{class::Class, secret::Secret};
 
 /// The kinds that Larder reconciles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -222,6 +222,8 @@ pub struct Event {
     pub reason: String,
     /// Sentence.
     pub message: String,
+    /// The class of failure that it tells of.
+    pub class: Option<Class>,
 }
 
 /// A future that a dyn trait can return.

@@ -319,7 +319,7 @@ fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<
             let is_new = before.last_applied_revision != status.last_applied_revision
                 || before.inventory != status.inventory
                 || !before.conditions.is_true(kinds::READY);
-            let event = Event { normal: true, reason: "ReconciliationSucceeded".into(), message };
+            let event = Event { normal: true, reason: "ReconciliationSucceeded".into(), message, class: None };
             return if is_new { vec![event] } else { Vec::new() };
         }
         Err(Blocked::Waiting { reason, message }) => (*reason, message.clone(), false),
@@ -348,5 +348,6 @@ fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<
     }
     // Waiting is how every start begins, and no warning.
     let normal = matches!(result, Err(Blocked::Waiting { .. }));
-    vec![Event { normal, reason: reason.into(), message }]
+    let class = result.as_ref().err().map(Blocked::class);
+    vec![Event { normal, reason: reason.into(), message, class }]
 }

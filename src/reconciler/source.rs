@@ -120,7 +120,7 @@ async fn pass(
     let now = Timestamp::now();
     judge(&mut status, &object, &desired, &result, now);
     let mut events = tell(&before, &status, &desired, &result);
-    events.extend(warning.map(|message| Event { normal: false, reason: "PlatformMismatch".into(), message }));
+    events.extend(warning.map(|message| Event { normal: false, reason: "PlatformMismatch".into(), message, class: None }));
     let failure = result.err();
     if let Some(failure) = &failure {
         tracing::debug!(%key, class = %failure.class, reason = failure.reason, "{}", failure.message);
@@ -379,7 +379,7 @@ fn tell(before: &Status, after: &Status, desired: &Desired, result: &Result<(), 
                 message.push_str(&format!(", origin source '{source}', origin revision '{revision}'"));
             }
             let reason = if is_new { "NewArtifact" } else { "Succeeded" };
-            vec![Event { normal: true, reason: reason.into(), message }]
+            vec![Event { normal: true, reason: reason.into(), message, class: None }]
         }
         (Err(failure), _) => {
             let known = before.conditions.find(failure.condition);
@@ -389,7 +389,12 @@ fn tell(before: &Status, after: &Status, desired: &Desired, result: &Result<(), 
             };
             match after {
                 Some(now) if !same(now) => {
-                    vec![Event { normal: false, reason: failure.reason.into(), message: now.message.clone() }]
+                    vec![Event {
+                        normal: false,
+                        reason: failure.reason.into(),
+                        message: now.message.clone(),
+                        class: Some(failure.class),
+                    }]
                 }
                 _ => Vec::new(),
             }
@@ -423,7 +428,7 @@ pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused:
     }
     conditions.summarize_ready(generation, now);
     tracing::debug!(key = %object.key, class = %refused.class, reason = refused.reason, "{message}");
-    let event = Event { normal: false, reason: refused.reason.into(), message };
+    let event = Event { normal: false, reason: refused.reason.into(), message, class: Some(refused.class) };
     shared.conclude(object, status, if new { vec![event] } else { Vec::new() }).await;
     record(&object.key, Some(refused.class), started.elapsed());
 }
