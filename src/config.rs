@@ -43,6 +43,8 @@ pub struct Config {
     pub mirror_listen: Vec<MirrorListen>,
     /// Registries that may be spoken to in plain http.
     pub insecure_registries: Vec<HostPort>,
+    /// Whether objects may say `insecure: true`.
+    pub insecure_allow_http: bool,
     /// Addresses that may be contacted against the rules.
     pub egress_allow: Vec<Cidr>,
     /// Addresses that may not be contacted.
@@ -124,6 +126,7 @@ impl Config {
             upstreams,
             mirror_listen: settings.mirror_listen,
             insecure_registries: settings.insecure_registry,
+            insecure_allow_http: settings.insecure_allow_http.unwrap_or(true),
             egress_allow: settings.egress_allow,
             egress_deny: settings.egress_deny,
             token_realms: settings.token_realms,

@@ -144,6 +144,7 @@ impl Node {
             advertise: config.artifact_base(artifacts.address(), &hostname),
             concurrency: config.concurrency,
             insecure_registries,
+            insecure_allowed: config.insecure_allow_http,
             retention: config.artifact_retention_ttl.get(),
             retention_records: config.artifact_retention_records,
             caps: Caps::default(),

@@ -62,6 +62,10 @@ pub struct Settings {
     #[arg(long, value_name = "HOST[:PORT]", env = "LARDER_INSECURE_REGISTRY", value_delimiter = ',')]
     pub insecure_registry: Vec<HostPort>,
 
+    /// Whether objects may say insecure: true [default: true].
+    #[arg(long, value_name = "BOOL", env = "LARDER_INSECURE_ALLOW_HTTP", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub insecure_allow_http: Option<bool>,
+
     /// Addresses that may be contacted although a rule forbids them (repeatable).
     #[arg(long, value_name = "CIDR", env = "LARDER_EGRESS_ALLOW", value_delimiter = ',')]
     pub egress_allow: Vec<Cidr>,
@@ -144,6 +148,7 @@ impl Settings {
             upstream: list(self.upstream, other.upstream),
             mirror_listen: list(self.mirror_listen, other.mirror_listen),
             insecure_registry: list(self.insecure_registry, other.insecure_registry),
+            insecure_allow_http: self.insecure_allow_http.or(other.insecure_allow_http),
             egress_allow: list(self.egress_allow, other.egress_allow),
             egress_deny: list(self.egress_deny, other.egress_deny),
             token_realms: list(self.token_realms, other.token_realms),

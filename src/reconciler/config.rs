@@ -13,6 +13,8 @@ pub struct Config {
     pub concurrency: usize,
     /// Registries (`host[:port]` as named) that may be spoken to over plain http, for kinds that have no `insecure` field.
     pub insecure_registries: Vec<Registry>,
+    /// Whether objects may say `insecure: true`.
+    pub insecure_allowed: bool,
     /// How long a superseded artifact stays fetchable at least.
     pub retention: Duration,
     /// How many artifacts of an object, the current one included, stay fetchable at least.

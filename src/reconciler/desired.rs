@@ -221,6 +221,10 @@ async fn common(
         let message = format!("spec.url: {} must not be contacted: {why}", reference.registry);
         return Err(Refused::spec("URLInvalid", Class::Policy, message));
     }
+    if asked.insecure && !shared.config.insecure_allowed {
+        let message = "spec.insecure: this installation forbids connections without TLS (--insecure-allow-http=false)";
+        return Err(Refused::spec("InsecureConnectionsDisallowed", Class::Policy, message));
+    }
     if asked.verify {
         let message = "spec.verify: this version checks no signatures; remove spec.verify, or use one that does";
         return Err(Refused {

@@ -120,7 +120,12 @@ async fn pass(
     let now = Timestamp::now();
     judge(&mut status, &object, &desired, &result, now);
     let mut events = tell(&before, &status, &desired, &result);
-    events.extend(warning.map(|message| Event { normal: false, reason: "PlatformMismatch".into(), message, class: None }));
+    events.extend(warning.map(|message| Event {
+        normal: false,
+        reason: "PlatformMismatch".into(),
+        message,
+        class: None,
+    }));
     let failure = result.err();
     if let Some(failure) = &failure {
         tracing::debug!(%key, class = %failure.class, reason = failure.reason, "{}", failure.message);

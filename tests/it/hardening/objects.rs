@@ -413,3 +413,20 @@ fn an_object_with_a_shorter_interval_hastens_the_probes_that_it_shares() {
     assert!(shared.requests() > sent);
     world.finish();
 }
+
+#[test]
+fn insecure_where_it_is_forbidden_stalls_without_a_request() {
+    let upstream = Upstream::start();
+    upstream.push_files(&files(&[("version", "1")]));
+    let root = tempfile::tempdir().unwrap();
+    let spec = json!({ "insecure": true });
+    crate::support::larder::write_objects(
+        root.path(),
+        "o4.yaml",
+        &[object(KIND, NAMESPACE, "o4-insecure", &upstream.url(), &spec)],
+    );
+    let larder = crate::support::larder::Larder::reconciling(root.path(), &["--insecure-allow-http=false"]);
+    let stalled = larder.wait(KIND, NAMESPACE, "o4-insecure", |o| condition_of(o, "Stalled")["status"] == "True");
+    assert_eq!(condition_of(&stalled, "FetchFailed")["reason"], "InsecureConnectionsDisallowed", "{stalled}");
+    assert_eq!(upstream.requests(), 0);
+}
