@@ -7,6 +7,8 @@
 //!
 //! Names carry their unit; the suffix `_total` of counters is added by the encoder.
 
+mod store;
+
 use std::{
     collections::HashSet,
     fmt::Write as _,
@@ -25,6 +27,9 @@ use prometheus_client::{
 };
 
 use crate::class::Class;
+
+use store::StoreMetrics;
+pub use store::{Eviction, evicted, scrub_oldest, scrubbed, store_bounds, store_cached, store_health};
 
 /// How many values the label `upstream` takes; every further one is shown as [`OTHER`] (contract section 5), so that
 /// objects which name ever new hosts cannot grow the scrape without bound.
@@ -285,6 +290,7 @@ struct Metrics {
     blob_bytes: Bytes,
     file_bytes: Bytes,
     logical_bytes: Bytes,
+    store: StoreMetrics,
     reconciles: Family<KindOutcome, Count>,
     durations: Histograms<Kind>,
     gotk_durations: Histograms<Object>,
@@ -309,6 +315,7 @@ impl Metrics {
             "Bytes that published trees and links stand for, were nothing shared",
             logical_bytes.clone(),
         );
+        let store_metrics = StoreMetrics::register(&mut registry);
         let reconciles = Family::<KindOutcome, Count>::default();
         registry.register("larder_reconcile", "Passes over objects that ended", reconciles.clone());
         let durations = histograms::<Kind>();
@@ -334,6 +341,7 @@ impl Metrics {
             blob_bytes: store.get_or_create_owned(&Kind { kind: "blob" }),
             file_bytes: store.get_or_create_owned(&Kind { kind: "file" }),
             logical_bytes,
+            store: store_metrics,
             reconciles,
             durations,
             gotk_durations,

@@ -18,7 +18,10 @@ use std::{
     io::{self, Read},
     ops::Range,
     os::unix::fs::FileExt as _,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
@@ -37,6 +40,12 @@ struct Held {
     digest: Digest,
     id: Identity,
     mapped: Mapped,
+    /// When it was last handed out, in seconds since 1970.
+    used: AtomicU32,
+    /// The same as the journal knows it.
+    noted: AtomicU32,
+    /// A part of it could not be read.
+    suspect: AtomicBool,
     extension: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -127,30 +136,86 @@ impl Mapped {
     }
 
     pub fn is_resident(&self, range: Range<u64>) -> bool {
-        let range = self.clamp(range);
-        if range.is_empty() {
+        is_resident(&self.file, self.clamp(range))
+    }
+}
+
+/// Whether a range of a file is, by a sample of its pages, in the page cache.
+pub(super) fn is_resident(file: &File, range: Range<u64>) -> bool {
+    if range.is_empty() {
+        return true;
+    }
+    let step = ((range.end - range.start) / 16).max(4096);
+    let mut at = range.start;
+    loop {
+        let mut byte = [0];
+        let mut buffers = [io::IoSliceMut::new(&mut byte)];
+        if rustix::io::preadv2(file, &mut buffers, at, ReadWriteFlags::NOWAIT) != Ok(1) {
+            return false;
+        }
+        if at == range.end - 1 {
             return true;
         }
-        let step = ((range.end - range.start) / 16).max(4096);
-        let mut at = range.start;
-        loop {
-            let mut byte = [0];
-            let mut buffers = [io::IoSliceMut::new(&mut byte)];
-            if rustix::io::preadv2(&self.file, &mut buffers, at, ReadWriteFlags::NOWAIT) != Ok(1) {
-                return false;
-            }
-            if at == range.end - 1 {
-                return true;
-            }
-            at = (at + step).min(range.end - 1);
-        }
+        at = (at + step).min(range.end - 1);
     }
 }
 
 impl Blob {
     pub(super) fn new(digest: Digest, id: Identity, file: File) -> io::Result<Self> {
         let mapped = Mapped::new(file, id.size)?;
-        Ok(Self(Arc::new(Held { digest, id, mapped, extension: OnceLock::new() })))
+        Ok(Self(Arc::new(Held {
+            digest,
+            id,
+            mapped,
+            used: AtomicU32::new(0),
+            noted: AtomicU32::new(0),
+            suspect: AtomicBool::new(false),
+            extension: OnceLock::new(),
+        })))
+    }
+
+    /// It is handed out at `now`, in seconds since 1970.
+    pub(super) fn use_at(&self, now: u32) {
+        // The line is shared by all who serve this blob: written once a second at most.
+        if self.0.used.load(Relaxed) < now {
+            self.0.used.store(now, Relaxed);
+        }
+    }
+
+    /// When it was last handed out.
+    pub(super) fn used(&self) -> u32 {
+        self.0.used.load(Relaxed)
+    }
+
+    /// The last use, where the journal is behind by `seconds` or more; it counts as noted then.
+    pub(super) fn to_note(&self, seconds: u32) -> Option<u32> {
+        let used = self.used();
+        let behind = used > 0 && used.saturating_sub(self.0.noted.load(Relaxed)) >= seconds.max(1);
+        behind.then(|| self.0.noted.store(used, Relaxed)).map(|()| used)
+    }
+
+    /// Whether somebody beside the store's own table of open blobs has it.
+    pub(super) fn in_use(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    /// Whether some of it could not be read.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.0.suspect.load(Relaxed)
+    }
+
+    /// Says that what was read of it was wrong or could not be read: the next to ask the store for it gets it only
+    /// when it has been hashed again. Errors of this type's own methods say so by themselves.
+    pub fn distrust(&self) {
+        self.0.suspect.store(true, Relaxed);
+    }
+
+    fn watched<T>(&self, read: io::Result<T>) -> io::Result<T> {
+        read.inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.distrust();
+            }
+        })
     }
 
     pub(super) fn identity(&self) -> Identity {
@@ -161,9 +226,9 @@ impl Blob {
         &self.0.mapped.file
     }
 
-    /// Whether the open file is still, by size, inode and ctime, the one that was found right.
+    /// Whether the open file is still, by size, inode and ctime, the one that was found right, and could be read.
     pub(super) fn unchanged(&self) -> bool {
-        Identity::of(self.file()).is_ok_and(|id| id == self.0.id)
+        !self.is_suspect() && Identity::of(self.file()).is_ok_and(|id| id == self.0.id)
     }
 
     /// Its name.
@@ -190,7 +255,7 @@ impl Blob {
     /// Copies `range` out with pread: for readers in user space (TLS, hashing, unpacking). A file that has become
     /// shorter is `UnexpectedEof`, a failing disk its own error.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.0.mapped.read(offset, buffer)
+        self.watched(self.0.mapped.read(offset, buffer))
     }
 
     /// The whole blob copied into memory with pread; for bounded, small blobs (configs, config layers).
@@ -210,7 +275,7 @@ impl Blob {
     /// Brings `range` into the page cache and the mapping, blocking until it is there: run it behind `blocking::io`
     /// before slices of [`Blob::mapped`] go to a socket. An error means that the range cannot be read.
     pub fn warm(&self, range: Range<u64>) -> io::Result<()> {
-        self.0.mapped.warm(range)
+        self.watched(self.0.mapped.warm(range))
     }
 
     /// Whether `range` is, by a sample of at most 18 of its pages, in the page cache, so that a write from the mapping
@@ -239,7 +304,7 @@ struct Reader {
 
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.blob.0.mapped.read_some(self.at, buffer)?;
+        let n = self.blob.watched(self.blob.0.mapped.read_some(self.at, buffer))?;
         self.at += n as u64;
         Ok(n)
     }
@@ -282,10 +347,32 @@ mod tests {
         assert_eq!(blob.to_vec().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(blob.reader().read_to_end(&mut Vec::new()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert!(blob.warm(50_000..100_000).is_err());
+        assert!(blob.is_suspect());
         // The mapping in a socket's write: an error, not a signal.
         let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let error = rustix::io::write(&socket, &blob.mapped()[50_000..50_001]).unwrap_err();
         assert_eq!(error, rustix::io::Errno::FAULT);
+    }
+
+    #[test]
+    fn a_read_beyond_its_end_makes_a_blob_suspect_and_a_good_one_does_not() {
+        let (file, blob) = blob(&[7; 5000]);
+        blob.read(0, &mut [0; 5000]).unwrap();
+        blob.warm(0..5000).unwrap();
+        assert!(!blob.is_suspect() && blob.unchanged());
+        file.as_file().set_len(10).unwrap();
+        assert!(blob.read(0, &mut [0; 100]).is_err());
+        assert!(blob.is_suspect());
+    }
+
+    #[test]
+    fn uses_are_noted_only_when_the_journal_is_behind() {
+        let (_file, blob) = blob(b"x");
+        assert_eq!(blob.to_note(0), None);
+        for (now, seconds, noted) in [(100, 60, Some(100)), (130, 60, None), (130, 0, Some(130)), (120, 0, None)] {
+            blob.use_at(now);
+            assert_eq!(blob.to_note(seconds), noted, "{now}");
+        }
     }
 
     #[test]

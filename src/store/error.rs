@@ -20,6 +20,18 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// It may not be kept: what is kept already fills what may be taken, and none of it may go.
+    #[error("no room for {size} bytes below {}: {setting} is {limit} bytes, and nothing that is kept may go now; {}", .root.display(), advice(.setting))]
+    NoRoom {
+        /// The setting that stands in the way.
+        setting: &'static str,
+        /// Its value in bytes.
+        limit: u64,
+        /// What was to be kept, in bytes.
+        size: u64,
+        /// The data directory.
+        root: PathBuf,
+    },
     /// The file system refuses every write.
     #[error("the file system is read-only: cannot {action} {}: mount it writable", .path.display())]
     ReadOnlyFileSystem {
@@ -126,6 +138,13 @@ pub enum StoreError {
     },
 }
 
+fn advice(setting: &str) -> &'static str {
+    match setting {
+        super::evict::MAX_BYTES => "raise it, or unpin something",
+        _ => "free space on the disk, or lower it",
+    }
+}
+
 fn holder(pid: Option<u32>, admin: Option<&str>) -> String {
     let pid = pid.map_or_else(|| "another process".to_string(), |pid| format!("process {pid}"));
     match admin {
@@ -138,9 +157,11 @@ impl StoreError {
     /// The class of failure.
     pub fn class(&self) -> Class {
         match self {
-            Self::Full { .. } | Self::ReadOnlyFileSystem { .. } | Self::Io { .. } | Self::Unstable { .. } => {
-                Class::Disk
-            }
+            Self::Full { .. }
+            | Self::NoRoom { .. }
+            | Self::ReadOnlyFileSystem { .. }
+            | Self::Io { .. }
+            | Self::Unstable { .. } => Class::Disk,
             Self::Locked { .. } | Self::NewerFormat { .. } | Self::Format { .. } | Self::OpenedReadOnly { .. } => {
                 Class::Policy
             }
@@ -151,9 +172,10 @@ impl StoreError {
         }
     }
 
-    /// Whether the disk is full: a push answers 507 then, a served miss goes through uncached.
+    /// Whether there is no room, on the disk or within the store's bounds: a push answers 507 then, a served miss goes
+    /// through uncached.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. })
+        matches!(self, Self::Full { .. } | Self::NoRoom { .. })
     }
 
     pub(super) fn io(action: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
@@ -186,6 +208,17 @@ mod tests {
             assert_eq!(error.is_full(), full, "{errno}");
             assert_eq!(matches!(error, StoreError::ReadOnlyFileSystem { .. }), read_only, "{errno}");
             assert_eq!(error.class(), Class::Disk);
+        }
+    }
+
+    #[test]
+    fn no_room_says_which_setting_and_what_to_do() {
+        for (setting, advice) in [(super::super::evict::MAX_BYTES, "raise it"), ("store.headroomBytes", "lower it")] {
+            let error = StoreError::NoRoom { setting, limit: 10, size: 11, root: "/data".into() };
+            assert!(error.is_full());
+            assert_eq!(error.class(), Class::Disk);
+            let text = error.to_string();
+            assert!(text.contains(setting) && text.contains(advice) && text.contains("11 bytes"), "{text}");
         }
     }
 

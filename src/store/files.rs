@@ -120,8 +120,10 @@ impl Store {
     /// Writes a new file of the pool; `None` where somebody else has just done so.
     fn add_to_pool(&self, content: &[u8], executable: bool, path: &str, first: u8) -> Result<Option<File>, StoreError> {
         let layout = &self.0.layout;
-        let mut file = layout.temporary()?;
-        file.file.write_all_at(content, 0).map_err(|e| layout.error("write", path, e))?;
+        let mut file = self.with_room(0, || layout.temporary())?;
+        self.with_room(content.len() as u64, || {
+            file.file.write_all_at(content, 0).map_err(|e| layout.error("write", path, e))
+        })?;
         rustix::fs::fchmod(&file.file, mode(executable)).map_err(|e| layout.error("protect", path, e))?;
         let mut shard = self.0.shards.of_file(first);
         if !layout.link(&mut file, path).map_err(|e| layout.error("link", path, e))? {

@@ -8,8 +8,8 @@
 //! holds a lease from before it looks the blob up until its name is recorded. Killed at any moment it has removed some
 //! garbage and nothing else.
 //!
-//! When a blob was last named is noted in the journal at each collection, to the hour; where that is lost the time of
-//! its writing counts. The time that a shared file lost its last tree is its ctime.
+//! When a blob was last named is noted in the journal at each collection, to the hour, and when it was last used, to the
+//! minute; where that is lost the time of its writing counts. The time that a shared file lost its last tree is its ctime.
 
 use std::{
     collections::HashSet,
@@ -42,21 +42,23 @@ pub const PUSHED_FOR: Duration = Duration::from_secs(2 * 60 * 60);
 pub const UNREFERENCED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long what was found wrong is kept for a look.
 const QUARANTINED_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How much of what was found wrong is kept for a look: the newest of it.
+pub(super) const QUARANTINED_BYTES: u64 = 256 << 20;
 /// Notes of "named just now" are this coarse: one write a blob an hour.
 const NOTE_EVERY: u32 = 60 * 60;
 
 /// Sixteen bytes of each digest: enough to tell them apart, and a million take 32 MiB; two that collide are both kept.
 #[derive(Default)]
-struct Names(HashSet<[u8; 16], BuildHasherDefault<DigestHasher>>);
+pub(super) struct Names(HashSet<[u8; 16], BuildHasherDefault<DigestHasher>>);
 
 impl Names {
-    fn short(digest: &Digest) -> [u8; 16] {
+    pub fn short(digest: &Digest) -> [u8; 16] {
         let mut short = [0; 16];
         short.copy_from_slice(&digest.bytes()[..16]);
         short
     }
 
-    fn contains(&self, digest: &Digest) -> bool {
+    pub fn contains(&self, digest: &Digest) -> bool {
         self.0.contains(&Self::short(digest))
     }
 }
@@ -73,12 +75,19 @@ struct Limits {
     pushed: u64,
 }
 
-/// Lowers the flag also when the collection fails.
-struct Flag<'a>(&'a Store);
+/// A round of removals: raises the flag, and lowers it also when the round fails.
+pub(super) struct Round<'a>(&'a Store);
 
-impl Drop for Flag<'_> {
+impl<'a> Round<'a> {
+    pub fn begin(store: &'a Store) -> Self {
+        store.0.shards.begin_round();
+        Self(store)
+    }
+}
+
+impl Drop for Round<'_> {
     fn drop(&mut self) {
-        self.0.0.shards.end_collection();
+        self.0.0.shards.end_round();
     }
 }
 
@@ -103,12 +112,13 @@ impl Store {
     ) -> Result<Collected, StoreError> {
         self.writable()?;
         let _alone = lock(&self.0.collection);
-        self.0.shards.begin_collection();
-        let _flag = Flag(self);
+        self.note_uses(1);
+        let _round = Round::begin(self);
         let mut named = Names::default();
         named.extend(roots());
         let linked = self.linked()?;
-        named.extend(linked.kept);
+        named.extend(linked.local);
+        named.extend(linked.pinned);
         let mut pushed = Names::default();
         pushed.extend(linked.pushed);
         let limits = Limits {
@@ -124,16 +134,32 @@ impl Store {
             self.collect_files(index, &limits, &mut collected)?;
         }
         self.unlink_absent()?;
+        self.forget_named();
         self.remove_all_leftovers()?;
+        self.clear_quarantine(limits.now, QUARANTINED_BYTES)?;
+        Ok(collected)
+    }
+
+    /// Removes from `quarantine/` what lies there too long by `now`, and the oldest of it until at most `bytes` are
+    /// left; how many bytes went.
+    pub(super) fn clear_quarantine(&self, now: u64, bytes: u64) -> Result<u64, StoreError> {
+        let mut held = Vec::new();
         for name in self.0.layout.names("quarantine")? {
             let path = format!("quarantine/{name}");
-            if let Some(stat) = self.0.layout.stat(&path)?
-                && limits.now.saturating_sub(times(&stat).1) > QUARANTINED_FOR.as_secs()
-            {
-                self.0.layout.remove_all(&path)?;
+            if let Some(stat) = self.0.layout.stat(&path)? {
+                held.push((times(&stat).1, path, Identity::from_stat(&stat).size));
             }
         }
-        Ok(collected)
+        held.sort_unstable();
+        let (mut left, mut gone) = (held.iter().map(|(_, _, size)| size).sum::<u64>(), 0);
+        for (since, path, size) in held {
+            if left > bytes || now.saturating_sub(since) > QUARANTINED_FOR.as_secs() {
+                self.0.layout.remove_all(&path)?;
+                left -= size;
+                gone += size;
+            }
+        }
+        Ok(gone)
     }
 
     fn collect_blobs(

@@ -71,7 +71,24 @@ impl Handles {
         Some(entry.blob.clone())
     }
 
-    pub fn insert(&self, blob: Blob) {
+    /// The blob, if it is open, without counting that as a use.
+    pub fn peek<T>(&self, digest: &Digest, look: impl FnOnce(&Blob) -> T) -> Option<T> {
+        lock(self.shard(digest)).map.get(digest).map(|e| look(&e.blob))
+    }
+
+    /// The blobs whose last use the journal has not, by `seconds` or more, with that use.
+    pub fn to_note(&self, seconds: u32) -> Vec<(Digest, u32)> {
+        let mut uses = Vec::new();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            uses.extend(shard.map.iter().filter_map(|(d, e)| Some((*d, e.blob.to_note(seconds)?))));
+        }
+        uses
+    }
+
+    /// Keeps a blob open; the one that had to be closed for it, if any.
+    #[must_use]
+    pub fn insert(&self, blob: Blob) -> Option<Blob> {
         let mut shard = lock(self.shard(&blob.digest()));
         shard.clock += 1;
         let used = shard.clock;
@@ -83,7 +100,8 @@ impl Handles {
         let old = shard.map.insert(blob.digest(), Entry { blob, used });
         drop(shard);
         // Unmapping takes its time; not under the lock.
-        drop((out, old));
+        drop(old);
+        out.map(|e| e.blob)
     }
 
     /// Closes the blob, unless it has been opened afresh since `blob`.

@@ -23,7 +23,9 @@ use rustix::{
 use super::{
     Blob, Lease, Store, StoreError,
     blob::Mapped,
+    evict::Room,
     layout::{Identity, Temporary, blob_path},
+    quota::Admit,
 };
 use crate::digest::{Algorithm, Digest, Hasher};
 
@@ -43,6 +45,8 @@ pub struct Ingest {
     lease: Lease,
     size: Option<u64>,
     draft: Draft,
+    /// Room within the byte budget; `None` for what does not count against it.
+    room: Option<Room>,
 }
 
 /// A blob being written whose digest comes at the end. Dropping it leaves nothing.
@@ -76,11 +80,23 @@ const RESERVE_FROM: u64 = 128 * 1024;
 impl Draft {
     fn new(store: &Store, algorithm: Algorithm) -> Result<Self, StoreError> {
         store.writable()?;
-        Ok(Self { file: store.0.layout.temporary()?, hasher: Hasher::new(algorithm), offset: 0 })
+        let file = store.with_room(0, || store.0.layout.temporary())?;
+        Ok(Self { file, hasher: Hasher::new(algorithm), offset: 0 })
+    }
+
+    /// Reserves space for the whole, so that a full disk is found here.
+    fn reserve(&self, store: &Store, size: u64) -> Result<(), StoreError> {
+        store.with_room(size, || match rustix::fs::fallocate(&self.file.file, FallocateFlags::KEEP_SIZE, 0, size) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(error) => Err(store.0.layout.error("reserve space in", "spool", error)),
+        })
     }
 
     fn write(&mut self, store: &Store, data: &[u8]) -> Result<(), StoreError> {
-        self.file.file.write_all_at(data, self.offset).map_err(|e| store.0.layout.error("write in", "spool", e))?;
+        store.with_room(data.len() as u64, || {
+            let written = self.file.file.write_all_at(data, self.offset);
+            written.map_err(|e| store.0.layout.error("write in", "spool", e))
+        })?;
         self.hasher.update(data);
         self.offset += data.len() as u64;
         Ok(())
@@ -93,17 +109,26 @@ impl Draft {
 }
 
 impl Store {
-    /// Begins writing a blob whose digest is known, and its size where known. Space for it is reserved at once, so a
-    /// full disk is found here. The digest is leased until the ingest ends.
+    /// Begins writing a blob whose digest is known, and its size where known, and that could be fetched again: it counts
+    /// against the byte budget, for which others may be evicted. Room is made and reserved at once, so that a full disk
+    /// is found here. The digest is leased until the ingest ends.
     pub fn ingest(&self, digest: Digest, size: Option<u64>) -> Result<Ingest, StoreError> {
-        let draft = Draft::new(self, digest.algorithm())?;
+        let lease = self.lease(digest);
+        let room = self.reserve(size.unwrap_or(0), Admit::OneOver)?;
+        Ok(Ingest { room: Some(room), ..self.begin(lease, size)? })
+    }
+
+    /// Begins writing a blob that is pushed or imported here. It has no other source, so no budget counts it.
+    pub fn receive(&self, digest: Digest, size: Option<u64>) -> Result<Ingest, StoreError> {
+        self.begin(self.lease(digest), size)
+    }
+
+    fn begin(&self, lease: Lease, size: Option<u64>) -> Result<Ingest, StoreError> {
+        let draft = Draft::new(self, lease.digest().algorithm())?;
         if let Some(size) = size.filter(|size| *size >= RESERVE_FROM) {
-            match rustix::fs::fallocate(&draft.file.file, FallocateFlags::KEEP_SIZE, 0, size) {
-                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-                Err(error) => return Err(self.0.layout.error("reserve space in", "spool", error)),
-            }
+            draft.reserve(self, size)?;
         }
-        Ok(Ingest { store: self.clone(), lease: self.lease(digest), size, draft })
+        Ok(Ingest { store: self.clone(), lease, size, draft, room: None })
     }
 
     /// Begins writing something whose digest (sha256) will be known at its end.
@@ -111,9 +136,11 @@ impl Store {
         Ok(Scratch { store: self.clone(), draft: Draft::new(self, Algorithm::Sha256)? })
     }
 
-    /// Writes a blob that is in memory.
+    /// Writes a blob that is in memory. Others may be evicted for it, but no budget refuses it.
     pub fn put(&self, digest: Digest, bytes: &[u8], durability: Durability) -> Result<Blob, StoreError> {
-        let mut ingest = self.ingest(digest, Some(bytes.len() as u64))?;
+        let (lease, size) = (self.lease(digest), bytes.len() as u64);
+        let room = self.reserve(size, Admit::Always)?;
+        let mut ingest = Ingest { room: Some(room), ..self.begin(lease, Some(size))? };
         ingest.write(bytes)?;
         ingest.commit(durability)
     }
@@ -132,10 +159,18 @@ impl Store {
         if durability == Durability::Now {
             self.sync_file(&file.file, &path)?;
         }
+        let mut retried = false;
         // Whoever else writes the same bytes, or puts a bad file aside, may come in between; not for ever.
         for _ in 0..8 {
             let mut shard = inner.shards.of_blob(digest);
-            let linked = inner.layout.link(file, &path).map_err(|e| error("link", e))?;
+            let linked = inner.layout.link(file, &path);
+            if linked == Err(Errno::NOSPC) && !retried {
+                drop(shard);
+                retried = true;
+                self.make_room(0);
+                continue;
+            }
+            let linked = linked.map_err(|e| error("link", e))?;
             if linked {
                 shard.added(size);
             }
@@ -206,6 +241,9 @@ impl Ingest {
         {
             return Err(StoreError::TooLong { digest: self.digest(), size });
         }
+        if let (None, Some(room)) = (self.size, &mut self.room) {
+            room.grow(data.len() as u64)?;
+        }
         self.draft.write(&self.store, data)
     }
 
@@ -221,7 +259,8 @@ impl Ingest {
 
     /// Compares size, then digest; links the name. Where the blob is held already, that one is checked and returned.
     pub fn commit(self, durability: Durability) -> Result<Blob, StoreError> {
-        let Self { store, lease, size, draft: Draft { mut file, hasher, offset } } = self;
+        // The room is given back at the end: by then the blob is counted.
+        let Self { store, lease, size, draft: Draft { mut file, hasher, offset }, room: _room } = self;
         let digest = lease.digest();
         if let Some(size) = size
             && offset < size
@@ -247,15 +286,17 @@ impl Scratch {
         self.draft.offset
     }
 
-    /// Links the blob under its digest.
+    /// Links the blob under its digest. It could be made again, so the byte budget counts it, but does not refuse it.
     pub fn commit(self, durability: Durability) -> Result<Blob, StoreError> {
         let Self { store, draft: Draft { mut file, hasher, offset } } = self;
         let digest = hasher.finish();
         let _lease = store.lease(digest);
+        let _room = store.reserve(offset, Admit::Always)?;
         store.publish(&mut file, &digest, offset, durability)
     }
 
-    /// Links the blob under the digest that its sender says it has, if it has it (a sha512 is computed only here).
+    /// Links the blob under the digest that its sender says it has, if it has it (a sha512 is computed only here). It has
+    /// no other source, so no budget counts it.
     pub fn commit_as(self, expected: &Digest, durability: Durability) -> Result<Blob, StoreError> {
         let Self { store, draft: Draft { mut file, hasher, offset } } = self;
         let actual = match expected.algorithm() {

@@ -7,7 +7,7 @@
 //! Format of `journal`: a page of header (`larder-j`, version, log2 of the number of buckets, crc32), then buckets
 //! of 4 KiB, each 64 slots of 64 bytes. A digest's bucket is its leading bits. A slot, little endian:
 //! `digest's first 20 bytes | algorithm (0: empty) | 3 zero | size u64 | inode u64 | ctime ns i64 | boot u64 |
-//! last referenced u32 (seconds since 1970) | crc32 of the former`. `boot` is 0 where the content is known to be on
+//! last used or referenced u32 (seconds since 1970) | crc32 of the former`. `boot` is 0 where the content is known to be on
 //! the disk, else it tells the boot in which it was written: after another boot it may be lost or torn. When a bucket
 //! is full the table doubles: each bucket splits into two, streamed to a new file that takes the old one's name.
 //! In the largest table a full bucket forgets a slot instead.
@@ -43,7 +43,7 @@ pub(super) struct Record {
     pub id: Identity,
     /// 0: on the disk for sure; else the boot in which it was written or hashed.
     pub boot: u64,
-    /// When a collection last found it referenced, in seconds since 1970; 0 for never.
+    /// When it was last used, or found referenced by a collection, in seconds since 1970; 0 for never.
     pub seen: u32,
 }
 
@@ -56,6 +56,19 @@ struct Table {
 }
 
 type Page = [u8; PAGE];
+
+/// The page that was read last.
+pub(super) struct LastPage {
+    /// The width of the table that it was of, and its bucket.
+    at: Option<(u32, u64)>,
+    page: Page,
+}
+
+impl LastPage {
+    pub fn none() -> Self {
+        Self { at: None, page: [0; PAGE] }
+    }
+}
 
 fn key(digest: &Digest) -> [u8; 21] {
     let mut key = [0; 21];
@@ -201,6 +214,20 @@ impl Journal {
         page.chunks_exact(SLOT).find(|slot| slot[..21] == key && valid(slot)).map(decode)
     }
 
+    /// [`Journal::lookup`] for many digests in ascending order: neighbours share a page.
+    pub fn lookup_next(&self, last: &mut LastPage, digest: &Digest) -> Option<Record> {
+        let key = key(digest);
+        let guard = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let table = guard.as_ref()?;
+        let at = (table.bits, bucket(&key, table.bits));
+        if last.at != Some(at) {
+            last.at = None;
+            last.page = table.page(at.1).ok()?;
+            last.at = Some(at);
+        }
+        last.page.chunks_exact(SLOT).find(|slot| slot[..21] == key && valid(slot)).map(decode)
+    }
+
     /// Changes what is known of a digest's file; `None` forgets it.
     pub fn update(&self, layout: &Layout, digest: &Digest, change: impl FnOnce(Option<Record>) -> Option<Record>) {
         let key = key(digest);
@@ -255,10 +282,24 @@ impl Journal {
         self.update(layout, digest, |_| None);
     }
 
-    /// A collection found the digest referenced, `now` in seconds since 1970.
+    /// The digest was used, or a collection found it referenced, at `now` in seconds since 1970.
     pub fn touch(&self, layout: &Layout, digest: &Digest, now: u32) {
         let nothing = Record { id: Identity { size: 0, ino: 0, ctime: 0 }, boot: 1, seen: 0 };
-        self.update(layout, digest, |old| Some(Record { seen: now, ..old.unwrap_or(nothing) }));
+        self.update(layout, digest, |old| {
+            let old = old.unwrap_or(nothing);
+            Some(Record { seen: old.seen.max(now), ..old })
+        });
+    }
+
+    /// The digest was used at `now`; nothing where nothing else is known of it.
+    pub fn used(&self, layout: &Layout, digest: &Digest, now: u32) {
+        self.update(layout, digest, |old| old.map(|o| Record { seen: o.seen.max(now), ..o }));
+    }
+
+    /// Whatever is said of the digest's file no longer holds; when it was last used does.
+    pub fn distrust(&self, layout: &Layout, digest: &Digest) {
+        let nothing = Identity { size: 0, ino: 0, ctime: 0 };
+        self.update(layout, digest, |old| old.map(|o| Record { id: nothing, boot: 1, seen: o.seen }));
     }
 }
 
@@ -282,6 +323,12 @@ mod tests {
         let journal = Journal::open(&layout);
         for n in 0..5000 {
             journal.trust(&layout, &digest(n), id(n), 7);
+        }
+        let mut sorted: Vec<_> = (0..5000).map(digest).collect();
+        sorted.sort();
+        let mut last = LastPage::none();
+        for digest in sorted {
+            assert_eq!(journal.lookup_next(&mut last, &digest), journal.lookup(&digest));
         }
         for n in 0..5000 {
             match n % 4 {

@@ -69,11 +69,15 @@ struct Pin {
 
 const LOCAL: &str = "links/local";
 
-/// What keeps blobs from collection, and which blobs came by a push.
+/// Which blobs are named here, and by what.
 #[derive(Default)]
 pub(super) struct Linked {
-    pub kept: Vec<Digest>,
+    /// Manifests of local repositories and what they refer to: kept, and there is no other source.
+    pub local: Vec<Digest>,
+    /// Blobs that came by a push, with a manifest or not yet: no other source either, but kept for a while only.
     pub pushed: Vec<Digest>,
+    /// Kept by a pin, whatever their source.
+    pub pinned: Vec<Digest>,
 }
 
 fn pin_path(name: &str) -> String {
@@ -125,13 +129,18 @@ impl Store {
         let path = pin_path(name);
         let pin = Pin { name: name.to_string(), digests: digests.to_vec() };
         let text = serde_json::to_vec(&pin).map_err(|e| self.0.layout.error("write", &path, io::Error::from(e)))?;
-        self.0.layout.write(&path, &text, true)
+        self.with_room(0, || self.0.layout.write(&path, &text, true))?;
+        // What the name kept before may go now.
+        self.forget_named();
+        Ok(())
     }
 
     /// Ends a pin; whether there was one.
     pub fn unpin(&self, name: &str) -> Result<bool, StoreError> {
         self.writable()?;
-        self.0.layout.remove_file(&pin_path(name))
+        let there = self.0.layout.remove_file(&pin_path(name))?;
+        self.forget_named();
+        Ok(there)
     }
 
     /// All pins and what they keep, sorted by name.
@@ -168,11 +177,11 @@ impl Store {
             let repository = self.local_named(&name);
             linked.pushed.extend(repository.digests("_blobs")?);
             for digest in repository.manifests()? {
-                linked.kept.push(digest);
-                linked.kept.extend(repository.stored(&digest)?.into_iter().flat_map(|s| s.record.refers_to));
+                linked.local.push(digest);
+                linked.local.extend(repository.stored(&digest)?.into_iter().flat_map(|s| s.record.refers_to));
             }
         }
-        linked.kept.extend(self.pins()?.into_iter().flat_map(|(_, digests)| digests));
+        linked.pinned.extend(self.pins()?.into_iter().flat_map(|(_, digests)| digests));
         Ok(linked)
     }
 
@@ -202,14 +211,17 @@ impl Store {
 }
 
 impl LocalRepository<'_> {
-    /// Links a blob that the store holds to this repository, so that it may be read through it.
+    /// Links a blob that the store holds to this repository, so that it may be read through it. The caller's lease on
+    /// it lasts from before it was looked up, or written, until this returns.
     pub fn link_blob(&self, digest: &Digest) -> Result<(), StoreError> {
         let _writer = self.write()?;
         let path = self.path(&format!("_blobs/{}", file_name(digest)));
         if self.store.0.layout.stat(&path)?.is_some() {
             return Ok(());
         }
-        self.store.0.layout.write(&path, b"", true)
+        self.store.with_room(0, || self.store.0.layout.write(&path, b"", true))?;
+        self.store.note_local([*digest]);
+        Ok(())
     }
 
     /// Whether the blob may be read through this repository.
@@ -221,7 +233,9 @@ impl LocalRepository<'_> {
     /// collected.
     pub fn delete_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
         let _writer = self.write()?;
-        self.remove(&format!("_blobs/{}", file_name(digest)))
+        let there = self.remove(&format!("_blobs/{}", file_name(digest)))?;
+        self.store.forget_named();
+        Ok(there)
     }
 
     /// Records a manifest that the store holds, its media type, and what it refers to (for collection and referrers).
@@ -243,17 +257,19 @@ impl LocalRepository<'_> {
             bytes += self.size(child)?;
         }
         let subject = record.subject;
+        let named: Vec<_> = record.refers_to.iter().chain([digest]).copied().collect();
         let text = serde_json::to_vec(&Stored { record, bytes })
             .map_err(|e| layout.error("write", &path, io::Error::from(e)))?;
         self.store.change_logical(|| {
             let before = self.stored(digest)?.map_or(0, |s| s.bytes);
-            layout.write(&path, &text, true)?;
+            self.store.with_room(0, || layout.write(&path, &text, true))?;
             Ok(((), bytes, before))
         })?;
+        self.store.note_local(named);
         match subject {
             Some(subject) => {
                 let entry = self.path(&format!("_referrers/{}/{}", file_name(&subject), file_name(digest)));
-                layout.write(&entry, b"", true)
+                self.store.with_room(0, || layout.write(&entry, b"", true))
             }
             None => Ok(()),
         }
@@ -300,10 +316,12 @@ impl LocalRepository<'_> {
         if let Some(subject) = stored.record.subject {
             self.remove(&format!("_referrers/{}/{}", file_name(&subject), file_name(digest)))?;
         }
-        self.store.change_logical(|| {
+        let there = self.store.change_logical(|| {
             let there = self.remove(&format!("_manifests/{}", file_name(digest)))?;
             Ok((there, 0, stored.bytes))
-        })
+        })?;
+        self.store.forget_named();
+        Ok(there)
     }
 
     /// Points a tag at a manifest recorded here.
@@ -313,7 +331,7 @@ impl LocalRepository<'_> {
             return Err(StoreError::NoManifest { repository: self.name.clone(), digest: *digest });
         }
         let path = self.tag_path(tag.as_str())?;
-        self.store.0.layout.write(&path, format!("{digest}\n").as_bytes(), true)
+        self.store.with_room(0, || self.store.0.layout.write(&path, format!("{digest}\n").as_bytes(), true))
     }
 
     /// What a tag points at.

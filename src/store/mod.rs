@@ -9,6 +9,8 @@
 //! - A blob appears under its name complete or not at all, whenever the process or the machine dies.
 //! - Opening reads no directory of blobs, whatever their number.
 //! - A collection removes nothing that a root, a link, a pin or a lease names.
+//! - What is cached stays within the byte budget, plus one blob at most, and the disk keeps its headroom: the least
+//!   recently used goes, but nothing that has no other source and nothing that is named, leased or being sent.
 //!
 //! # On disk
 //! ```text
@@ -20,6 +22,7 @@
 //! journal                           which blobs are trusted: a cache        (journal.rs)
 //! counters                          what was counted at the last orderly end: a cache
 //! spool/                            what is being written; emptied at start
+//! scrub                             how far the slow check of everything has come: a cache      (scrub.rs)
 //! quarantine/                       what was found wrong, kept 7 days for a look
 //! grants/  objects/  rendered/      other modules'
 //! ```
@@ -31,6 +34,7 @@
 
 pub mod blob;
 mod error;
+pub mod evict;
 pub mod files;
 pub mod gc;
 mod handles;
@@ -40,12 +44,17 @@ mod layout;
 pub mod lease;
 pub mod links;
 mod lock;
+mod quota;
 mod read;
+pub mod scrub;
 mod shards;
+mod sync;
 pub mod trees;
 mod usage;
 pub mod verify;
 
+#[cfg(test)]
+mod interleavings;
 #[cfg(test)]
 mod model;
 
@@ -61,6 +70,7 @@ use std::{
 
 pub use blob::Blob;
 pub use error::StoreError;
+pub use evict::{Bounds, Evicted};
 pub use files::PoolFile;
 pub use gc::{Collected, UNREFERENCED_FOR};
 pub use ingest::{Durability, Ingest, Landing, Scratch, Spool};
@@ -105,6 +115,10 @@ struct Inner {
     /// Writers of one repository's links wait for each other.
     links: Vec<Mutex<()>>,
     collection: Mutex<()>,
+    eviction: evict::Eviction,
+    scrub: scrub::Scrubbing,
+    #[cfg(test)]
+    clock: AtomicU32,
     /// Whether the file system can share extents: 0 unknown, 1 yes, 2 no.
     reflink: AtomicU8,
     sync_errors: AtomicU64,
@@ -188,6 +202,10 @@ impl Store {
             trees: Mutex::default(),
             links: (0..16).map(|_| Mutex::default()).collect(),
             collection: Mutex::default(),
+            eviction: evict::Eviction::default(),
+            scrub: scrub::Scrubbing::default(),
+            #[cfg(test)]
+            clock: AtomicU32::new(0),
             reflink: AtomicU8::new(0),
             sync_errors: AtomicU64::new(0),
             sync_errors_in_a_row: AtomicU32::new(0),
@@ -208,9 +226,11 @@ impl Store {
     }
 
     /// Makes everything written so far survive a power loss, and notes what was counted so that the next process need
-    /// not. For an orderly end; the store can be used on, and without it nothing is lost.
+    /// not. For an orderly end; the store can be used on, but is not bounded any longer. Without it nothing is lost.
     pub fn close(&self) -> Result<(), StoreError> {
         self.writable()?;
+        self.unbind();
+        self.note_uses(0);
         self.sync_pending()?;
         let counters = self.0.shards.save(&self.0.layout);
         self.0.layout.write("counters", &counters, false)

@@ -1,12 +1,23 @@
 //! The read path: from a digest to a verified, mapped blob; and what happens to a file that is not what its name says.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, sync::atomic::Ordering};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    sync::atomic::Ordering,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use super::{
     Blob, Store, StoreError,
+    gc::QUARANTINED_BYTES,
     layout::{Identity, blob_path, file_name, is_file, lock},
 };
 use crate::digest::{Digest, Hasher};
+
+/// The last use of a blob that is open is noted in the journal when it is so many seconds later than what stands there:
+/// one write a blob a minute, and what a crash loses of the order in which blobs are evicted.
+pub(super) const NOTE_USE_EVERY: u32 = 60;
 
 /// What hashing a file found.
 pub(super) enum Found {
@@ -51,9 +62,13 @@ impl Store {
     pub fn get(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         if let Some(blob) = self.0.handles.get(digest) {
             if blob.unchanged() {
+                blob.use_at(self.now());
                 return Ok(Some(blob));
             }
             self.0.handles.remove(digest, Some(&blob));
+            if blob.is_suspect() {
+                self.distrust(digest);
+            }
         }
         let Some((file, id)) = self.open_blob(digest)? else { return Ok(None) };
         if self.trusts(digest, id) {
@@ -67,7 +82,36 @@ impl Store {
     /// The blob, if it is open already and still the file that was found right: one `fstat` of an open file, which does
     /// not wait for the disk. For async code, which falls back on [`Store::get`] behind `blocking::io`.
     pub fn get_open(&self, digest: &Digest) -> Option<Blob> {
-        self.0.handles.get(digest).filter(Blob::unchanged)
+        let blob = self.0.handles.get(digest).filter(Blob::unchanged)?;
+        blob.use_at(self.now());
+        Some(blob)
+    }
+
+    /// Says that a blob's bytes were wrong or could not be read: it is closed, and the next to ask for it gets it only
+    /// when it has been hashed again; what is wrong is put aside then, and answered as not held.
+    pub fn distrust(&self, digest: &Digest) {
+        self.0.handles.remove(digest, None);
+        if self.writable().is_ok() {
+            self.0.journal.distrust(&self.0.layout, digest);
+        }
+    }
+
+    /// Seconds since 1970.
+    pub(super) fn now(&self) -> u32 {
+        #[cfg(test)]
+        if let now @ 1.. = self.0.clock.load(Ordering::Relaxed) {
+            return now;
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        u32::try_from(now).unwrap_or(u32::MAX)
+    }
+
+    /// Notes in the journal when open blobs were last used, where it is behind by `seconds` or more: what a restart
+    /// knows of it.
+    pub(super) fn note_uses(&self, seconds: u32) {
+        for (digest, used) in self.0.handles.to_note(seconds) {
+            self.0.journal.used(&self.0.layout, &digest, used);
+        }
     }
 
     /// Whether a file of this name is there, unverified: one `stat`.
@@ -121,7 +165,16 @@ impl Store {
 
     pub(super) fn keep_open(&self, digest: &Digest, id: Identity, file: File) -> Result<Blob, StoreError> {
         let blob = Blob::new(*digest, id, file).map_err(|e| self.0.layout.error("map", &blob_path(digest), e))?;
-        self.0.handles.insert(blob.clone());
+        blob.use_at(self.now());
+        if let Some(closed) = self.0.handles.insert(blob.clone())
+            && self.writable().is_ok()
+        {
+            if closed.is_suspect() {
+                self.0.journal.distrust(&self.0.layout, &closed.digest());
+            } else if let Some(used) = closed.to_note(NOTE_USE_EVERY) {
+                self.0.journal.used(&self.0.layout, &closed.digest(), used);
+            }
+        }
         Ok(blob)
     }
 
@@ -165,7 +218,10 @@ impl Store {
             // What it was counted as is not known.
             shard.count = None;
             drop(shard);
-            self.0.journal.update(&self.0.layout, digest, |old| old.map(forget_file));
+            self.0.journal.distrust(&self.0.layout, digest);
+        }
+        if let Err(error) = self.clear_quarantine(0, QUARANTINED_BYTES) {
+            tracing::warn!(%error, "what was put aside cannot be cleared");
         }
     }
 
@@ -190,9 +246,4 @@ impl Store {
             }
         }
     }
-}
-
-/// Keeps when a digest was last referenced, forgets its file.
-fn forget_file(record: super::journal::Record) -> super::journal::Record {
-    super::journal::Record { id: Identity { size: 0, ino: 0, ctime: 0 }, boot: 1, seen: record.seen }
 }

@@ -1,17 +1,12 @@
 //! One lock for each directory of blobs (algorithm and first byte) and of shared files (first byte): under it names
 //! appear and disappear, are counted, and are kept from collection.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{
-        Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::collections::{HashMap, HashSet};
 
 use super::{
     Count,
-    layout::{Identity, Layout, is_file, lock},
+    layout::{Identity, Layout, is_file},
+    sync::{AtomicUsize, Mutex, MutexGuard, Ordering, lock},
 };
 use crate::{
     digest::{Algorithm, Digest},
@@ -27,7 +22,7 @@ pub(super) struct Shard {
     /// What the directory holds; `None` until somebody asks.
     pub count: Option<Count>,
     leases: HashMap<Digest, u32>,
-    /// Leased, and perhaps released, since the collection under way began.
+    /// Leased, and perhaps released, since a round under way began.
     kept: HashSet<Digest>,
 }
 
@@ -61,7 +56,10 @@ struct Saved {
 pub(super) struct Shards {
     shards: Vec<Mutex<Shard>>,
     saved: Mutex<Vec<Saved>>,
-    collecting: AtomicBool,
+    /// Collections and evictions under way.
+    rounds: AtomicUsize,
+    /// Rounds begin and end one after the other.
+    turn: Mutex<()>,
 }
 
 /// The directory of a shard.
@@ -97,7 +95,8 @@ impl Shards {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             saved: Mutex::default(),
-            collecting: AtomicBool::new(false),
+            rounds: AtomicUsize::new(0),
+            turn: Mutex::default(),
         }
     }
 
@@ -155,20 +154,27 @@ impl Shards {
     }
 
     fn keep(&self, shard: &mut Shard, digest: &Digest) {
-        if self.collecting.load(Ordering::SeqCst) {
+        if self.rounds.load(Ordering::SeqCst) > 0 {
             shard.kept.insert(*digest);
         }
     }
 
-    /// From now on whatever is leased, if only for a moment, is kept until `end_collection`.
-    pub fn begin_collection(&self) {
-        self.collecting.store(true, Ordering::SeqCst);
+    /// Begins a round of removals: from now on whatever is leased, if only for a moment, is kept until its `end_round`.
+    pub fn begin_round(&self) {
+        let _turn = lock(&self.turn);
+        self.rounds.fetch_add(1, Ordering::SeqCst);
     }
 
-    pub fn end_collection(&self) {
-        self.collecting.store(false, Ordering::SeqCst);
-        for shard in &self.shards[..512] {
-            lock(shard).kept = HashSet::new();
+    /// Ends a round. What was kept is forgotten when no other is under way; none can begin meanwhile.
+    pub fn end_round(&self) {
+        let _turn = lock(&self.turn);
+        if self.rounds.fetch_sub(1, Ordering::SeqCst) == 1 {
+            for shard in &self.shards[..512] {
+                let mut shard = lock(shard);
+                if !shard.kept.is_empty() {
+                    shard.kept = HashSet::new();
+                }
+            }
         }
     }
 

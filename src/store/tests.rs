@@ -123,6 +123,55 @@ fn damage_with_the_times_put_back_is_found_before_the_first_byte() {
 }
 
 #[test]
+fn what_could_not_be_read_is_hashed_again_before_it_is_handed_out() {
+    let (root, store) = store();
+    let content = [7; 100_000];
+    let (good, bad) = (put(&store, &content, Durability::Now), put(&store, &[8; 100_000], Durability::Now));
+    for (digest, wrong) in [(good, false), (bad, true)] {
+        let blob = store.get(&digest).unwrap().unwrap();
+        let record = store.0.journal.lookup(&digest);
+        blob.distrust();
+        assert!(store.get_open(&digest).is_none());
+        if wrong {
+            // As a failing disk does it: nothing that the file's identity would tell.
+            damage(&path(&store, &digest), |bytes| bytes[0] ^= 1);
+            let id = layout::Identity::of(&fs::File::open(path(&store, &digest)).unwrap()).unwrap();
+            store.0.journal.trust(&store.0.layout, &digest, id, 0);
+        }
+        assert_eq!(read(&store, &digest).is_some(), !wrong);
+        // It was known to be on the disk; what was hashed now may lie in memory only.
+        assert_ne!(store.0.journal.lookup(&digest), record);
+    }
+    assert_eq!(store.health().quarantined, 1);
+    // The same where the one who finds out has the digest only.
+    store.distrust(&good);
+    assert!(store.get_open(&good).is_none());
+    assert!(read(&store, &good).is_some());
+    // And where the blob is closed before anybody asks again.
+    let blob = store.get(&good).unwrap().unwrap();
+    blob.distrust();
+    drop(blob);
+    for n in 0..5000u32 {
+        put(&store, &n.to_le_bytes(), Durability::Soon);
+    }
+    damage(&path(&store, &good), |bytes| bytes[0] ^= 1);
+    assert_eq!(read(&store, &good), None);
+    assert_eq!(files(&root.path().join("quarantine")).len(), 2);
+}
+
+#[test]
+fn what_is_put_aside_is_bounded_and_the_oldest_goes() {
+    let (root, store) = store();
+    for n in 0..4u8 {
+        fs::write(root.path().join(format!("quarantine/{n}")), [0; 100]).unwrap();
+    }
+    assert_eq!(store.clear_quarantine(0, 250).unwrap(), 200);
+    assert_eq!(files(&root.path().join("quarantine")).len(), 2);
+    assert_eq!(store.clear_quarantine(u64::MAX, u64::MAX).unwrap(), 200);
+    assert_eq!(files(&root.path().join("quarantine")).len(), 0);
+}
+
+#[test]
 fn what_only_looks_touched_is_hashed_again_and_kept() {
     let (root, store) = store();
     let digest = put(&store, b"content", Durability::Now);
@@ -451,7 +500,7 @@ fn open_blobs_are_bounded_and_the_oldest_is_closed() {
         .map(|n| store.put(Digest::sha256(&n.to_le_bytes()), &n.to_le_bytes(), Durability::Soon).unwrap())
         .collect();
     for blob in &blobs {
-        handles.insert(blob.clone());
+        drop(handles.insert(blob.clone()));
         assert!(handles.get(&blobs[0].digest()).is_some(), "what is used stays");
     }
     assert!(handles.len() <= 64, "{}", handles.len());

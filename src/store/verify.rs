@@ -135,11 +135,17 @@ impl Store {
     }
 }
 
+/// The hash that a shared file's name says it has.
+pub(super) fn shared_named(first: u8, name: &str) -> Option<blake3::Hash> {
+    let hex = name.strip_suffix("-x").unwrap_or(name);
+    blake3::Hash::from_hex(hex).ok().filter(|h| h.as_bytes()[0] == first && h.to_hex().as_str() == hex)
+}
+
 /// What is wrong with a shared file, if anything.
 fn check_shared(file: &File, is_file: bool, first: u8, name: &str) -> Option<String> {
-    let hex = name.strip_suffix("-x").unwrap_or(name);
-    let named = blake3::Hash::from_hex(hex).ok().filter(|h| h.as_bytes()[0] == first && h.to_hex().as_str() == hex);
-    let Some(named) = named else { return Some("no shared file has such a name here".to_string()) };
+    let Some(named) = shared_named(first, name) else {
+        return Some("no shared file has such a name here".to_string());
+    };
     if !is_file {
         return Some("is not a file".to_string());
     }

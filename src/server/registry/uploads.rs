@@ -181,7 +181,7 @@ impl Registry {
             let digest = parse_digest(digest)?;
             let store = self.store.clone();
             let length = content_length(&parts.headers)?;
-            let ingest = blocking::io(move || store.ingest(digest, length)).await?;
+            let ingest = blocking::io(move || store.receive(digest, length)).await?;
             let ingest = pump(body, ingest).await?;
             let (store, name) = (self.store.clone(), repository.clone());
             blocking::io(move || {
