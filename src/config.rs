@@ -53,8 +53,10 @@ pub struct Config {
     pub token_realms: Vec<HostPort>,
     /// The byte budget of what is cached; none if absent.
     pub store_max_bytes: Option<ByteSize>,
-    /// Bytes of the disk that stay free.
+    /// Bytes of the disk that stay free; a twentieth, at most 512 MiB, if absent.
     pub store_headroom_bytes: Option<ByteSize>,
+    /// How fast everything is checked, in bytes a second; 0 is never.
+    pub store_scrub_bytes_per_second: ByteSize,
     /// How long a tag's digest is good.
     pub tag_ttl: FluxDuration,
     /// How long an absence is good.
@@ -132,6 +134,7 @@ impl Config {
             token_realms: settings.token_realms,
             store_max_bytes: settings.store_max_bytes.or(settings.store.max_bytes),
             store_headroom_bytes: settings.store.headroom_bytes,
+            store_scrub_bytes_per_second: settings.store.scrub_bytes_per_second.unwrap_or(ByteSize(20_000_000)),
             tag_ttl: settings.tag_ttl.unwrap_or_else(|| FluxDuration::from_secs(60)),
             negative_ttl: settings.negative_ttl.unwrap_or_else(|| FluxDuration::from_secs(30)),
             concurrency: settings.concurrency.map_or(16, |n| n.get().into()),
@@ -153,8 +156,6 @@ impl Config {
             ("watchLabelSelector", self.watch_label_selector.is_some()),
             ("upstreams", !self.upstreams.is_empty()),
             ("mirrorListen", !self.mirror_listen.is_empty()),
-            ("store.maxBytes", self.store_max_bytes.is_some()),
-            ("store.headroomBytes", self.store_headroom_bytes.is_some()),
             ("tagTtl", self.tag_ttl != FluxDuration::from_secs(60)),
             ("negativeTtl", self.negative_ttl != FluxDuration::from_secs(30)),
             ("registry.tls", registry.tls.is_some()),

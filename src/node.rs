@@ -5,6 +5,8 @@
 //! upstream is asked before the daemon is ready. Drain order: listeners stop accepting and end what is under way, passes
 //! stop, the store is synced and its counters noted.
 
+mod upkeep;
+
 use std::{
     ffi::OsString,
     net::SocketAddr,
@@ -31,7 +33,7 @@ use crate::{
     registry::{self, Client, ProxyEnvironment, RegistryError},
     server::{Admin, Artifacts, Bound, Control, Handler, Limits, Refusal, Registry, listener::BindError, serve},
     shutdown::Shutdown,
-    store::{Store, StoreError, UNREFERENCED_FOR},
+    store::{Bounds, Store, StoreError, UNREFERENCED_FOR},
 };
 
 /// How often what was written without a sync is made durable.
@@ -176,7 +178,15 @@ impl Node {
                 Admin::new(control.clone(), store.clone(), node.admin, admin_token.as_ref()),
                 &shutdown,
             );
+            let bounds = Bounds {
+                max_bytes: config.store_max_bytes.map(|size| size.0),
+                headroom_bytes: config.store_headroom_bytes.map(|size| size.0),
+            };
+            let named = reconciler.clone();
+            store.bind(bounds, move || named.roots())?;
             serving.spawn(reconciler.run(changes));
+            serving.spawn(upkeep::trim(store.clone(), shutdown.clone()));
+            serving.spawn(upkeep::scrub(store.clone(), config.store_scrub_bytes_per_second.0, shutdown.clone()));
             serving.spawn(sync(store.clone(), shutdown.clone()));
             serving.spawn(collect(control, shutdown));
         }

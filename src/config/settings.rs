@@ -164,6 +164,7 @@ impl Settings {
             store: StoreSettings {
                 max_bytes: self.store.max_bytes.or(other.store.max_bytes),
                 headroom_bytes: self.store.headroom_bytes.or(other.store.headroom_bytes),
+                scrub_bytes_per_second: self.store.scrub_bytes_per_second.or(other.store.scrub_bytes_per_second),
             },
             upstreams: list(self.upstreams, other.upstreams),
             registry: if self.registry == RegistrySettings::default() { other.registry } else { self.registry },
@@ -175,10 +176,12 @@ impl Settings {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StoreSettings {
-    /// Byte budget of what is cached.
+    /// Byte budget of what is cached: the least recently used goes. Pushed content is not counted. None by default.
     pub max_bytes: Option<ByteSize>,
-    /// Bytes of the disk that stay free.
+    /// Bytes of the disk that stay free: what is cached makes way. By default a twentieth of the disk, at most 512MiB.
     pub headroom_bytes: Option<ByteSize>,
+    /// How fast everything is read and checked about once a week, in bytes a second; 20MB by default, 0 is never.
+    pub scrub_bytes_per_second: Option<ByteSize>,
 }
 
 /// Who may read what an upstream holds.

@@ -107,8 +107,6 @@ fn what_has_no_effect_yet_is_named() {
             "watchLabelSelector",
             "upstreams",
             "mirrorListen",
-            "store.maxBytes",
-            "store.headroomBytes",
             "tagTtl",
             "negativeTtl",
             "registry.tls",
@@ -126,7 +124,10 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
     let table = [
         ("data: /d\nregistryListn: x\n", "f:2: unknown key \"registryListn\"; did you mean \"registryListen\"?"),
         ("store:\n  maxByte: 1\n", "f:2: unknown key \"maxByte\"; did you mean \"maxBytes\"?"),
-        ("store:\n  frobnicate: 1\n", "f:2: unknown key \"frobnicate\"; known here: maxBytes, headroomBytes"),
+        (
+            "store:\n  frobnicate: 1\n",
+            "f:2: unknown key \"frobnicate\"; known here: maxBytes, headroomBytes, scrubBytesPerSecond",
+        ),
         (
             "objects: a\nkubernetes: true\n",
             "f: objects and kubernetes exclude each other: the objects come from one of the two",

@@ -197,6 +197,8 @@ impl Admin {
         if let Ok(usage) = self.usage().await {
             metrics::store_bytes(usage.blobs.bytes, usage.files.bytes, usage.logical);
         }
+        let health = self.store.health();
+        metrics::store_health(health.quarantined, health.degraded);
         let format = metrics::Format::negotiate(headers.get(ACCEPT).and_then(|value| value.to_str().ok()));
         let text = blocking::cpu(move || metrics::encode(format)).await;
         Ok(compressed(format.content_type(), text.into(), headers))
