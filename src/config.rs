@@ -16,7 +16,7 @@ pub use settings::{
 };
 pub use values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag};
 
-use crate::{objects::FluxDuration, telemetry::LogFormat};
+use crate::{objects::FluxDuration, server::registry::access, telemetry::LogFormat};
 
 /// What is served, from where, and how much.
 #[derive(Clone, Debug, PartialEq)]
@@ -159,13 +159,17 @@ impl Config {
             ("tagTtl", self.tag_ttl != FluxDuration::from_secs(60)),
             ("negativeTtl", self.negative_ttl != FluxDuration::from_secs(30)),
             ("registry.tls", registry.tls.is_some()),
-            ("registry.htpasswd", registry.htpasswd.is_some()),
-            ("registry.token", registry.token.is_some()),
-            ("registry.access", !registry.access.is_empty()),
         ]
         .into_iter()
         .filter_map(|(name, set)| set.then_some(name))
         .collect()
+    }
+
+    /// Who may use them.
+    pub fn access(&self) -> access::Config {
+        let RegistrySettings { htpasswd, token, access, .. } = self.registry.clone();
+        let rule = |rule: AccessRule| access::Rule { repositories: rule.matches, read: rule.read, write: rule.write };
+        access::Config { htpasswd, token, rules: access.into_iter().map(rule).collect() }
     }
 
     /// Whether repositories of its own accept pushes: as told, else only while no upstream is configured.

@@ -31,7 +31,12 @@ use crate::{
     pull::{PullError, Puller},
     reconciler::{self, NotDone, Reconciler, Rendering},
     registry::{self, Client, ProxyEnvironment, RegistryError},
-    server::{Admin, Artifacts, Bound, Control, Handler, Limits, Refusal, Registry, listener::BindError, serve},
+    server::{
+        Admin, Artifacts, Bound, Control, Handler, Limits, Refusal, Registry,
+        listener::BindError,
+        registry::access::{self, Access},
+        serve,
+    },
     shutdown::Shutdown,
     store::{Bounds, Store, StoreError, UNREFERENCED_FOR},
 };
@@ -101,6 +106,9 @@ pub enum NodeError {
     /// The rules for upstreams.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The registry's users.
+    #[error(transparent)]
+    Access(#[from] access::FileError),
     /// What is kept about pulls.
     #[error(transparent)]
     Pull(#[from] PullError),
@@ -127,6 +135,8 @@ impl Node {
         let registry = bind(&config.registry_listen).await?;
         let artifacts = bind(&config.artifact_listen).await?;
         let admin = bind(&config.admin_listen).await?;
+        let users = config.access();
+        let access = blocking::io(move || Access::open(users)).await?;
         let admin_token = match &config.admin_token_file {
             Some(path) => Some(read_token(path)?),
             None => None,
@@ -170,7 +180,8 @@ impl Node {
         let control = Arc::new(Controls { reconciler: reconciler.clone(), store: store.clone(), puller });
         {
             let mut serving = node.serving.lock().await;
-            listen(&mut serving, registry, Registry::new(store.clone(), config.local_repositories()), &shutdown);
+            let local = Registry::new(store.clone(), config.local_repositories()).with_access(access);
+            listen(&mut serving, registry, local, &shutdown);
             listen(&mut serving, artifacts, Artifacts::new(store.clone(), published), &shutdown);
             listen(
                 &mut serving,

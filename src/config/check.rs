@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fmt, path::Path};
 
 use super::{Config, Settings, Surroundings};
-use crate::{class::Class, objects::documents::yaml_options};
+use crate::{class::Class, objects::documents::yaml_options, server::registry::access::Subject};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,6 +147,18 @@ pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
         .any(|u| u.url.as_ref().is_some_and(|url| format!("{}={url}", u.host).parse::<super::UpstreamFlag>().is_err()))
     {
         wrong("upstreams: url must be a plain http(s) URL, without user, password, query or fragment".into());
+    }
+    let registry = &settings.registry;
+    if registry.htpasswd.is_none() && registry.token.is_none() {
+        for rule in &registry.access {
+            if rule.read.iter().chain(&rule.write).any(|subject| *subject != Subject::Anybody) {
+                wrong(format!(
+                    "registry: access: the rule for {} names users, but there are none: set htpasswd or token, or write \
+                     anonymous, which is everybody",
+                    rule.matches
+                ));
+            }
+        }
     }
     if errors.is_empty() { Ok(()) } else { Err(ConfigErrors { file: None, errors }) }
 }

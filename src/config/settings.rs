@@ -7,7 +7,11 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag};
-use crate::{objects::FluxDuration, telemetry::LogFormat};
+use crate::{
+    objects::FluxDuration,
+    server::registry::access::{Pattern, Subject},
+    telemetry::LogFormat,
+};
 
 /// The settings of `larder serve`. Absent ones have their default.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize, JsonSchema)]
@@ -266,11 +270,13 @@ pub struct TagRule {
 pub struct RegistrySettings {
     /// Serve https.
     pub tls: Option<TlsSettings>,
-    /// Users and passwords, as `htpasswd -B` writes them.
+    /// Users and passwords, as `htpasswd -B` writes them; read again when it changes.
     pub htpasswd: Option<PathBuf>,
-    /// A file with a bearer token that is let in.
+    /// A file with a token that is let in, as a bearer token or as the password of user `token`; read again when it
+    /// changes.
     pub token: Option<PathBuf>,
-    /// Who may do what; the first that matches counts.
+    /// Who may do what with local repositories; the first that matches counts, and what none matches nobody may use. With
+    /// users and without rules every user may do everything; without both everybody may read, and this machine write.
     pub access: Vec<AccessRule>,
     /// Whether repositories of its own accept pushes; by default only while no upstream is configured.
     pub local_repositories: Option<bool>,
@@ -293,13 +299,16 @@ pub struct TlsSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessRule {
-    /// Repositories, `*` for any part.
+    /// Repositories, `*` for any part, slashes included.
     #[serde(rename = "match")]
-    pub matches: String,
-    /// Who may read.
+    #[schemars(with = "String")]
+    pub matches: Pattern,
+    /// Who may read: names of users, `*` for every user, `anonymous` for everybody, `token` for the token's holder.
     #[serde(default)]
-    pub read: Vec<String>,
-    /// Who may write.
+    #[schemars(with = "Vec<String>")]
+    pub read: Vec<Subject>,
+    /// Who may write, and read.
     #[serde(default)]
-    pub write: Vec<String>,
+    #[schemars(with = "Vec<String>")]
+    pub write: Vec<Subject>,
 }

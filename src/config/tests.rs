@@ -110,9 +110,6 @@ fn what_has_no_effect_yet_is_named() {
             "tagTtl",
             "negativeTtl",
             "registry.tls",
-            "registry.htpasswd",
-            "registry.token",
-            "registry.access",
         ]
     );
     assert_eq!(config.store_max_bytes, Some(ByteSize(10 << 30)));
@@ -136,6 +133,10 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
             "mirrorListen: [':1=ghcr.io']\n",
             "f: mirrorListen: ghcr.io is no upstream; add it with upstream or upstreams",
         ),
+        (
+            "registry: {access: [{match: 'x/*', read: [anonymous], write: ['*']}]}\n",
+            "f: registry: access: the rule for x/* names users, but there are none: set htpasswd or token, or write anonymous, which is everybody",
+        ),
         ("upstreams: [{host: a.b}, {host: A.b}]\n", "f: upstreams: a.b is there twice"),
         (
             "upstreams: [{host: a.b, url: 'https://u:p@a.b'}]\n",
@@ -150,6 +151,8 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
         assert_eq!(error.to_string(), message);
     }
     for (text, line, part) in [
+        ("registry:\n  access:\n  - match: A\n", 3, "matches no repository"),
+        ("registry:\n  access:\n  - match: a\n    read: ['b:c']\n", 4, "not a user's name"),
         ("data: /d\nadminListen: nowhere\n", 2, "nowhere"),
         ("data: /d\n\nconcurrency: 0\n", 3, "zero"),
         ("tagTtl: 5x\n", 1, "5x"),

@@ -5,6 +5,8 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
+use crate::server::registry::access::{Pattern, Subject};
+
 /// A text that parses itself: `FromStr` for flags, `Deserialize` for the file, one and the same.
 macro_rules! from_text {
     ($($type:ty),*) => {$(
@@ -15,7 +17,7 @@ macro_rules! from_text {
         }
     )*};
 }
-from_text!(Address, Advertise, Cidr, HostPort, MirrorListen, UpstreamFlag);
+from_text!(Address, Advertise, Cidr, HostPort, MirrorListen, Pattern, Subject, UpstreamFlag);
 
 /// Splits `HOST:PORT`, `[v6]:PORT`, `HOST`; the host without brackets.
 fn split_host_port(text: &str) -> Result<(String, Option<u16>), String> {

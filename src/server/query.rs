@@ -44,6 +44,11 @@ impl<'a> Query<'a> {
         if values.next().is_some() { Err(QueryError::Twice(name)) } else { Ok(first) }
     }
 
+    /// Every value of `name`, in their order: for what may be there more than once.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_ref())
+    }
+
     /// Whether `name` is there at all.
     pub fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(n, _)| n == name)
@@ -86,6 +91,8 @@ mod tests {
         assert_eq!(query.get("empty"), Ok(Some("")));
         assert_eq!(query.get("x"), Ok(Some("a b c")));
         assert_eq!(query.get("absent"), Ok(None));
+        let tags = Query::parse(Some("tag=a&n=1&tag=b%2Dc")).unwrap();
+        assert_eq!(tags.all("tag").collect::<Vec<_>>(), ["a", "b-c"]);
         assert!(Query::parse(None).unwrap().get("n").unwrap().is_none());
     }
 

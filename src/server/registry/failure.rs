@@ -1,6 +1,6 @@
 //! What this listener answers when it does not do what was asked: the spec's error body, a status, a class.
 
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::{
     class::Class,
@@ -8,6 +8,8 @@ use crate::{
     server::{body::Body, reply},
     store::StoreError,
 };
+
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"Larder\", charset=\"UTF-8\"");
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -18,6 +20,9 @@ pub(super) struct Failure {
     allow: Option<&'static str>,
     /// `Range` of an upload that is further, or less far, than the client thinks.
     received: Option<u64>,
+    /// Whether the client is asked for credentials.
+    challenge: bool,
+    header: Option<(HeaderName, HeaderValue)>,
     /// Whether the connection is of no use any more: part of the request was not read.
     close: bool,
 }
@@ -25,7 +30,9 @@ pub(super) struct Failure {
 impl Failure {
     /// The code with its usual status and message.
     pub fn new(code: ErrorCode, class: Class) -> Self {
-        Self { body: ErrorBody::new(code), status: code.status(), class, allow: None, received: None, close: false }
+        let body = ErrorBody::new(code);
+        let status = code.status();
+        Self { body, status, class, allow: None, received: None, challenge: false, header: None, close: false }
     }
 
     /// 400 for a request that is wrong in a way the spec has no code for.
@@ -53,6 +60,17 @@ impl Failure {
         Self { received: Some(bytes), ..self }
     }
 
+    /// And the client is asked for a user name and a password (RFC 7617). Never a Bearer challenge: clients take it for
+    /// the address of a token service.
+    pub fn challenge(self) -> Self {
+        Self { challenge: true, ..self }
+    }
+
+    /// And with this header.
+    pub fn header(self, header: (HeaderName, HeaderValue)) -> Self {
+        Self { header: Some(header), ..self }
+    }
+
     /// And the connection ends.
     pub fn close(self) -> Self {
         Self { close: true, ..self }
@@ -66,6 +84,12 @@ impl Failure {
         }
         if let Some(value) = self.received.and_then(|n| HeaderValue::try_from(received_range(n)).ok()) {
             out.headers_mut().insert(header::RANGE, value);
+        }
+        if self.challenge {
+            out.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
+        }
+        if let Some((name, value)) = self.header {
+            out.headers_mut().insert(name, value);
         }
         if self.close {
             out.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -9,12 +9,17 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-use super::{Answer, Registry, failure::Failure, only_reads, uploads::next_data};
+use super::{
+    Answer, Registry,
+    failure::Failure,
+    only_reads,
+    uploads::{next_data, parse_digest},
+};
 use crate::{
     blocking,
     class::Class,
     digest::{Algorithm, Digest},
-    oci::{Descriptor, Document, Repository, Selector, error_body::ErrorCode, manifest, media_type},
+    oci::{Descriptor, Document, Repository, Selector, Tag, error_body::ErrorCode, manifest, media_type},
     server::{
         entity::{self, DOCKER_CONTENT_DIGEST, Role},
         query::Query,
@@ -24,6 +29,7 @@ use crate::{
 };
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 impl Registry {
@@ -31,13 +37,14 @@ impl Registry {
     pub(super) async fn manifest(
         &self,
         parts: &Parts,
+        query: &Query<'_>,
         body: Incoming,
         repository: Repository,
         selector: Selector,
     ) -> Answer {
         match parts.method {
             Method::GET | Method::HEAD => self.get_manifest(parts, repository, selector).await,
-            Method::PUT => self.put_manifest(parts, body, repository, selector).await,
+            Method::PUT => self.put_manifest(parts, query, body, repository, selector).await,
             Method::DELETE => self.delete_manifest(repository, selector).await,
             _ => Err(Failure::method_not_allowed("GET, HEAD, PUT, DELETE")),
         }
@@ -65,10 +72,12 @@ impl Registry {
     async fn put_manifest(
         &self,
         parts: &Parts,
+        query: &Query<'_>,
         mut body: Incoming,
         repository: Repository,
         selector: Selector,
     ) -> Answer {
+        let named = Named::parse(selector, query)?;
         let mut bytes = Vec::new();
         while let Some(data) = next_data(&mut body).await? {
             if bytes.len() + data.len() > manifest::MAX_BYTES {
@@ -81,25 +90,24 @@ impl Registry {
         let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let document = Document::parse(&bytes, content_type)
             .map_err(|error| Failure::new(ErrorCode::ManifestInvalid, error.class()).message(error.to_string()))?;
-        let digest = match &selector {
-            Selector::Tag(_) => Digest::of(Algorithm::Sha256, &bytes),
-            Selector::Digest(named) => {
-                let digest = Digest::of(named.algorithm(), &bytes);
-                if digest != *named {
-                    let message = format!("the manifest's bytes hash to {digest}, not to {named}");
-                    return Err(Failure::new(ErrorCode::DigestInvalid, Class::Digest).message(message));
-                }
-                digest
-            }
-        };
+        let algorithm = named.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
+        let digest = Digest::of(algorithm, &bytes);
+        if let Some(wanted) = named.digest
+            && wanted != digest
+        {
+            let message = format!("the manifest's bytes hash to {digest}, not to {wanted}");
+            return Err(Failure::new(ErrorCode::DigestInvalid, Class::Digest).message(message));
+        }
+        let Named { tags, listed, .. } = named;
         let store = self.store.clone();
         let name = repository.clone();
-        let subject = blocking::io(move || keep(&store, &name, &selector, digest, &bytes, document)).await?;
+        let subject = blocking::io(move || keep(&store, &name, &tags, digest, &bytes, document)).await?;
         let mut out = reply::empty(StatusCode::CREATED);
         let subject = subject.map(|subject| (OCI_SUBJECT, subject.to_string()));
         let headers =
             [(LOCATION, format!("/v2/{repository}/manifests/{digest}")), (DOCKER_CONTENT_DIGEST, digest.to_string())];
-        for (name, value) in headers.into_iter().chain(subject) {
+        let listed = (!listed.is_empty()).then_some((OCI_TAG, listed));
+        for (name, value) in headers.into_iter().chain(subject).chain(listed) {
             if let Ok(value) = HeaderValue::try_from(value) {
                 out.headers_mut().insert(name, value);
             }
@@ -127,6 +135,7 @@ impl Registry {
         query: &Query<'_>,
         repository: Repository,
         subject: Digest,
+        readable: bool,
     ) -> Answer {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -149,7 +158,11 @@ impl Registry {
         only_reads(parts)?;
         let wanted = query.get("artifactType").map_err(|e| Failure::bad_request(e.to_string()))?;
         let store = self.store.clone();
-        let found = blocking::io(move || store.local(&repository).referrers(&subject)).await?;
+        let found = match readable {
+            true => blocking::io(move || store.local(&repository).referrers(&subject)).await?,
+            // As where there is no such repository.
+            false => Vec::new(),
+        };
         let manifests = found
             .into_iter()
             .filter(|(_, record)| wanted.is_none() || record.artifact_type.as_deref() == wanted)
@@ -171,15 +184,50 @@ impl Registry {
     }
 }
 
-fn unknown() -> Failure {
+pub(super) fn unknown() -> Failure {
     Failure::new(ErrorCode::ManifestUnknown, Class::NotFound)
+}
+
+/// Under which names a manifest is pushed: the path's, and those of the query (`digest`, and any number of `tag`).
+struct Named {
+    digest: Option<Digest>,
+    tags: Vec<Tag>,
+    /// The query's tags, as `OCI-Tag` answers them.
+    listed: String,
+}
+
+impl Named {
+    fn parse(selector: Selector, query: &Query<'_>) -> Result<Self, Failure> {
+        let bad = |message: String| Failure::new(ErrorCode::ManifestInvalid, Class::Client).message(message).close();
+        let mut digest = match query.get("digest").map_err(|e| bad(e.to_string()))? {
+            Some(digest) => Some(parse_digest(digest)?),
+            None => None,
+        };
+        let mut tags = Vec::new();
+        match selector {
+            Selector::Tag(tag) => tags.push(tag),
+            Selector::Digest(named) => match digest {
+                Some(other) if other != named => return Err(bad(format!("{named} and {other} cannot both be right"))),
+                _ => digest = Some(named),
+            },
+        }
+        let mut listed: Vec<&str> = Vec::new();
+        for text in query.all("tag") {
+            let tag: Tag = text.parse().map_err(|_| bad(format!("{text:?} is not a tag")))?;
+            listed.push(text);
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        Ok(Self { digest, tags, listed: listed.join(", ") })
+    }
 }
 
 /// Stores a manifest, records it, and points the tag at it; what it is about, where it is about something.
 fn keep(
     store: &Store,
     repository: &Repository,
-    selector: &Selector,
+    tags: &[Tag],
     digest: Digest,
     bytes: &[u8],
     document: Document,
@@ -198,7 +246,8 @@ fn keep(
     let _leases: Vec<_> = named().map(|d| store.lease(d.digest)).chain([store.lease(digest)]).collect();
     let mut refers_to = Vec::new();
     for descriptor in named() {
-        if is_here(&local, &document, descriptor)? {
+        // A link may outlive its blob: until the next collection, or where a damaged one was taken away.
+        if is_here(&local, &document, descriptor)? && store.has(&descriptor.digest)? {
             refers_to.push(descriptor.digest);
         } else if !may_be_missing(&descriptor.media_type) {
             let failure = Failure::new(ErrorCode::ManifestBlobUnknown, Class::NotFound);
@@ -231,7 +280,7 @@ fn keep(
     let subject = record.subject;
     store.put(digest, bytes, Durability::Now)?;
     local.put_manifest_record(&digest, record)?;
-    if let Selector::Tag(tag) = selector {
+    for tag in tags {
         local.set_tag(tag, &digest)?;
     }
     Ok(subject)

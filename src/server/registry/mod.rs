@@ -5,23 +5,29 @@
 //! of a manifest are stored and served. Failures carry the spec's error bodies; this listener answers 503 where
 //! something is amiss here, so that a container runtime goes on to its next host, and never 429, 502 or 504.
 //!
-//! `uploads` holds what is being pushed, `manifests` what is done with manifests; this file tells who is asked.
+//! `access` tells who may do what, `uploads` holds what is being pushed, `manifests` what is done with manifests; this
+//! file tells who is asked.
 
+pub mod access;
 mod failure;
 mod manifests;
 mod uploads;
 
 use std::{
     collections::HashSet,
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header::LINK, request::Parts};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use serde::Serialize;
 
-use self::{failure::Failure, uploads::Uploads};
+use self::{
+    access::{Access, Caller, Need},
+    failure::Failure,
+    uploads::Uploads,
+};
 use super::{
     body::Body,
     entity::{self, Role},
@@ -42,13 +48,16 @@ use crate::{
 /// The most entries of one page of a list.
 const MAX_PAGE: usize = 1000;
 
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+/// By this header some clients know a registry, also where it asks for credentials.
+const VERSION: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("docker-distribution-api-version"), HeaderValue::from_static("registry/2.0"));
 
 /// Serves the local repositories of a store.
 pub struct Registry {
     store: Store,
     /// Whether there are local repositories; if not, every repository is unknown.
     local: bool,
+    access: Arc<Access>,
     uploads: Uploads,
     linked: Linked,
 }
@@ -58,15 +67,20 @@ type Answer = Result<Response<Body>, Failure>;
 impl Registry {
     /// Serves `store`. `local` is `registry.localRepositories`: whether repositories of this registry itself exist.
     pub fn new(store: Store, local: bool) -> Self {
-        Self { store, local, uploads: Uploads::default(), linked: Linked::default() }
+        Self { store, local, access: Arc::default(), uploads: Uploads::default(), linked: Linked::default() }
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Answer {
+    /// With these users and rules for the local repositories.
+    pub fn with_access(self, access: Access) -> Self {
+        Self { access: Arc::new(access), ..self }
+    }
+
+    async fn route(&self, request: Request<Incoming>, peer: Peer) -> Answer {
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query()).map_err(|e| Failure::bad_request(e.to_string()))?;
         let reads = matches!(parts.method, Method::GET | Method::HEAD);
         let route = match route::parse(parts.uri.path()) {
-            Ok(Route::Base) => return base(&parts),
+            Ok(Route::Base) => return self.base(&parts, peer).await,
             Ok(route) => route,
             Err(error) => return Err(refused_route(error, reads)),
         };
@@ -78,16 +92,41 @@ impl Registry {
                 false => Failure::method_not_allowed("GET, HEAD"),
             });
         }
+        self.local(route, &parts, &query, body, peer).await
+    }
+
+    /// A request to a local repository, or about them.
+    async fn local(&self, route: Route, parts: &Parts, query: &Query<'_>, body: Incoming, peer: Peer) -> Answer {
+        // Who is refused may have sent a body that nobody will read.
+        let unread = |failure: Failure| if body.is_end_stream() { failure } else { failure.close() };
+        let caller = self.access.caller(&parts.headers, peer).await.map_err(unread)?;
+        let readable = match Need::of(&route, &parts.method) {
+            Some((repository, need)) => self.access.check(&caller, repository, need).map_err(unread)?,
+            None => true,
+        };
         match route {
-            Route::Base => base(&parts),
-            Route::Catalog => self.catalog(&parts, &query).await,
-            Route::Tags(repository) => self.tags(&parts, &query, repository).await,
-            Route::Blob(repository, digest) => self.blob(&parts, repository, digest).await,
-            Route::Manifest(repository, selector) => self.manifest(&parts, body, repository, selector).await,
-            Route::Referrers(repository, digest) => self.referrers(&parts, &query, repository, digest).await,
-            Route::Uploads(repository) => self.begin_upload(&parts, &query, body, repository).await,
-            Route::Upload(repository, id) => self.upload(&parts, &query, body, repository, id).await,
+            Route::Base => self.base(parts, peer).await,
+            Route::Catalog => self.catalog(parts, query, caller).await,
+            Route::Tags(repository) => self.tags(parts, query, repository, readable).await,
+            Route::Referrers(repository, digest) => self.referrers(parts, query, repository, digest, readable).await,
+            Route::Blob(..) if !readable => Err(Failure::new(ErrorCode::BlobUnknown, Class::NotFound)),
+            Route::Blob(repository, digest) => self.blob(parts, repository, digest).await,
+            Route::Manifest(..) if !readable => Err(manifests::unknown()),
+            Route::Manifest(repository, selector) => self.manifest(parts, query, body, repository, selector).await,
+            Route::Uploads(repository) => self.begin_upload(parts, query, body, repository, caller, peer).await,
+            Route::Upload(repository, id) => self.upload(parts, query, body, repository, id, &caller).await,
         }
+    }
+
+    async fn base(&self, parts: &Parts, peer: Peer) -> Answer {
+        only_reads(parts)?;
+        if self.local {
+            let caller = self.access.caller(&parts.headers, peer).await;
+            caller.and_then(|caller| self.access.greet(&caller)).map_err(|failure| failure.header(VERSION))?;
+        }
+        let mut out = reply::bytes(StatusCode::OK, "application/json", "{}", None);
+        out.headers_mut().insert(VERSION.0, VERSION.1);
+        Ok(out)
     }
 
     async fn blob(&self, parts: &Parts, repository: Repository, digest: Digest) -> Answer {
@@ -120,7 +159,7 @@ impl Registry {
         }
     }
 
-    async fn tags(&self, parts: &Parts, query: &Query<'_>, repository: Repository) -> Answer {
+    async fn tags(&self, parts: &Parts, query: &Query<'_>, repository: Repository, readable: bool) -> Answer {
         #[derive(Serialize)]
         struct Tags {
             name: String,
@@ -128,6 +167,9 @@ impl Registry {
         }
         only_reads(parts)?;
         let page = Page::parse(query)?;
+        if !readable {
+            return Err(Failure::new(ErrorCode::NameUnknown, Class::NotFound));
+        }
         let store = self.store.clone();
         let (name, tags, known) = blocking::io(move || {
             let tags = store.local(&repository).tags()?;
@@ -143,15 +185,17 @@ impl Registry {
         paged(&Tags { name: name.to_string(), tags }, link)
     }
 
-    async fn catalog(&self, parts: &Parts, query: &Query<'_>) -> Answer {
+    async fn catalog(&self, parts: &Parts, query: &Query<'_>, caller: Caller) -> Answer {
         #[derive(Serialize)]
         struct Catalog {
             repositories: Vec<String>,
         }
         only_reads(parts)?;
+        self.access.check_list(&caller)?;
         let page = Page::parse(query)?;
-        let store = self.store.clone();
-        let names = blocking::io(move || store.local_repositories()).await?;
+        let (store, access) = (self.store.clone(), Arc::clone(&self.access));
+        let mut names = blocking::io(move || store.local_repositories()).await?;
+        names.retain(|name| access.may(&caller, name, Need::Read));
         let (repositories, next) = page.cut(names.iter().map(|name| name.as_str()));
         paged(&Catalog { repositories }, next.map(|next| format!("/v2/_catalog?{next}")))
     }
@@ -160,16 +204,9 @@ impl Registry {
 impl Handler for Registry {
     const LISTENER: metrics::Listener = metrics::Listener::Registry;
 
-    async fn handle(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
-        self.route(request).await.unwrap_or_else(Failure::into_response)
+    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        self.route(request, peer).await.unwrap_or_else(Failure::into_response)
     }
-}
-
-fn base(parts: &Parts) -> Answer {
-    only_reads(parts)?;
-    let mut out = reply::bytes(StatusCode::OK, "application/json", "{}", None);
-    out.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    Ok(out)
 }
 
 fn only_reads(parts: &Parts) -> Result<(), Failure> {

@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -26,19 +27,22 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Answer, Registry,
+    access::{Caller, Need},
     failure::{Failure, received_range},
 };
 use crate::{
     blocking,
     class::Class,
-    digest::Digest,
+    digest::{Algorithm, Digest},
     oci::{Repository, error_body::ErrorCode},
-    server::{body::Body, entity::DOCKER_CONTENT_DIGEST, query::Query, reply, route::UploadId},
-    store::{Durability, Ingest, Scratch, Store, StoreError},
+    server::{body::Body, entity::DOCKER_CONTENT_DIGEST, listener::Peer, query::Query, reply, route::UploadId},
+    store::{Durability, Ingest, Scratch, StoreError},
 };
 
 /// How many uploads there may be at once; each holds a file descriptor.
 const MAX_SESSIONS: usize = 256;
+/// From when on an upload without a request gives way to another, where there are too many.
+const IDLE: Duration = Duration::from_secs(10);
 /// How long an upload is kept without a request.
 const EXPIRY: Duration = Duration::from_secs(3600);
 /// How long a client may send no byte of a request's body.
@@ -56,11 +60,21 @@ pub(super) struct Uploads(Arc<Mutex<HashMap<UploadId, Session>>>);
 #[derive(Clone)]
 struct Session {
     repository: Repository,
+    owner: Owner,
     /// `None` once it has ended; locked while a request writes to it.
     scratch: Arc<tokio::sync::Mutex<Option<Scratch>>>,
     /// Bytes taken so far; readable while a request writes.
     received: Arc<AtomicU64>,
     touched: Instant,
+}
+
+/// Who began an upload.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Owner {
+    /// The user; only the same one may go on with it.
+    user: Option<Arc<str>>,
+    /// From where; a client may go on from elsewhere.
+    address: IpAddr,
 }
 
 impl Uploads {
@@ -69,16 +83,17 @@ impl Uploads {
     }
 
     /// Begins a session, which ends by itself after [`EXPIRY`] without a request.
-    fn begin(&self, repository: Repository, scratch: Scratch) -> Result<UploadId, Failure> {
+    fn begin(&self, repository: Repository, owner: Owner, scratch: Scratch) -> Result<UploadId, Failure> {
         let id = UploadId::random();
         let session = Session {
             repository,
+            owner,
             scratch: Arc::new(tokio::sync::Mutex::new(Some(scratch))),
             received: Arc::default(),
             touched: Instant::now(),
         };
         let mut sessions = self.sessions();
-        if sessions.len() >= MAX_SESSIONS {
+        if sessions.len() >= MAX_SESSIONS && !make_room(&mut sessions) {
             let failure = Failure::new(ErrorCode::Unavailable, Class::Limit);
             return Err(failure.message(format!("{MAX_SESSIONS} uploads are under way; try again later")));
         }
@@ -103,11 +118,11 @@ impl Uploads {
         Ok(id)
     }
 
-    /// The session, if it is one of this repository.
-    fn find(&self, repository: &Repository, id: UploadId) -> Result<Session, Failure> {
+    /// The session, if it is one of this repository and this caller.
+    fn find(&self, repository: &Repository, id: UploadId, caller: &Caller) -> Result<Session, Failure> {
         let mut sessions = self.sessions();
         match sessions.get_mut(&id) {
-            Some(session) if session.repository == *repository => {
+            Some(session) if session.repository == *repository && session.owner.user.as_ref() == caller.user() => {
                 session.touched = Instant::now();
                 Ok(session.clone())
             }
@@ -118,6 +133,20 @@ impl Uploads {
     fn end(&self, id: UploadId) {
         self.sessions().remove(&id);
     }
+}
+
+/// Ends the upload that has waited longest for a request, of all of whoever has the most, so that one client's
+/// forgotten uploads shut out no other. `false` where none has waited for [`IDLE`].
+fn make_room(sessions: &mut HashMap<UploadId, Session>) -> bool {
+    let mut count: HashMap<&Owner, usize> = HashMap::new();
+    for session in sessions.values() {
+        *count.entry(&session.owner).or_default() += 1;
+    }
+    let idle =
+        sessions.iter().filter(|(_, session)| session.touched.elapsed() >= IDLE && session.scratch.try_lock().is_ok());
+    let longest = idle.max_by_key(|(_, session)| (count.get(&session.owner), session.touched.elapsed()));
+    let Some(id) = longest.map(|(id, _)| *id) else { return false };
+    sessions.remove(&id).is_some()
 }
 
 /// Where an upload's bytes go.
@@ -163,6 +192,8 @@ impl Registry {
         query: &Query<'_>,
         body: Incoming,
         repository: Repository,
+        caller: Caller,
+        peer: Peer,
     ) -> Answer {
         if parts.method != Method::POST {
             return Err(Failure::method_not_allowed("POST"));
@@ -170,11 +201,9 @@ impl Registry {
         let bad = |e: crate::server::query::QueryError| Failure::bad_request(e.to_string());
         if let Some(digest) = query.get("mount").map_err(bad)? {
             let digest = parse_digest(digest)?;
-            // Without a source, or from one that has it not, the spec has the client upload it.
-            let from = query.get("from").map_err(bad)?.and_then(|from| from.parse::<Repository>().ok());
-            if let Some(from) = from
-                && mount(&self.store, from, repository.clone(), digest).await?
-            {
+            // From where it is not, or where this caller may not read it, the spec has the client upload it.
+            let from = query.get("from").map_err(bad)?;
+            if self.mount(from, repository.clone(), digest, caller.clone()).await? {
                 return created(&repository, digest);
             }
         } else if let Some(digest) = query.get("digest").map_err(bad)? {
@@ -192,9 +221,16 @@ impl Registry {
             .await?;
             return created(&repository, digest);
         }
+        if let Some(name) = query.get("digest-algorithm").map_err(bad)?
+            && !Algorithm::ALL.iter().any(|algorithm| algorithm.name() == name)
+        {
+            let failure = Failure::new(ErrorCode::DigestInvalid, Class::Client);
+            return Err(failure.message(format!("digests of algorithm {name:?} are not taken")));
+        }
         let store = self.store.clone();
         let scratch = blocking::io(move || store.scratch()).await?;
-        let id = self.uploads.begin(repository.clone(), scratch)?;
+        let owner = Owner { user: caller.user().cloned(), address: peer.address };
+        let id = self.uploads.begin(repository.clone(), owner, scratch)?;
         progress(StatusCode::ACCEPTED, &repository, id, 0)
     }
 
@@ -206,11 +242,12 @@ impl Registry {
         body: Incoming,
         repository: Repository,
         id: UploadId,
+        caller: &Caller,
     ) -> Answer {
         if !matches!(parts.method, Method::GET | Method::HEAD | Method::PATCH | Method::PUT | Method::DELETE) {
             return Err(Failure::method_not_allowed("GET, PATCH, PUT, DELETE"));
         }
-        let session = self.uploads.find(&repository, id)?;
+        let session = self.uploads.find(&repository, id, caller)?;
         match parts.method {
             Method::PATCH => {
                 let writing = self.take(parts, body, id, &session).await?;
@@ -247,6 +284,35 @@ impl Registry {
         }
     }
 
+    /// Links a blob of another local repository here, if it is there and the caller may read it; where none is named,
+    /// of any. What a mirror holds is no local repository's (hardening.md section 5.1).
+    async fn mount(&self, from: Option<&str>, to: Repository, digest: Digest, caller: Caller) -> Result<bool, Failure> {
+        let from: Option<Repository> = match from.map(str::parse) {
+            None => None,
+            Some(Ok(from)) => Some(from),
+            Some(Err(_)) => return Ok(false),
+        };
+        let (store, access) = (self.store.clone(), Arc::clone(&self.access));
+        blocking::io(move || {
+            let _lease = store.lease(digest);
+            if !store.has(&digest)? {
+                return Ok(false);
+            }
+            let sources = match from {
+                Some(from) => vec![from],
+                None => store.local_repositories()?,
+            };
+            for source in sources {
+                if access.may(&caller, &source, Need::Read) && store.local(&source).has_blob(&digest)? {
+                    store.local(&to).link_blob(&digest)?;
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+        .await
+    }
+
     /// Adds a request's body to a session.
     async fn take(&self, parts: &Parts, body: Incoming, id: UploadId, session: &Session) -> Result<Writing, Failure> {
         let Ok(scratch) = Arc::clone(&session.scratch).try_lock_owned() else {
@@ -274,7 +340,7 @@ impl Registry {
     }
 }
 
-fn parse_digest(text: &str) -> Result<Digest, Failure> {
+pub(super) fn parse_digest(text: &str) -> Result<Digest, Failure> {
     text.parse().map_err(|e: crate::digest::DigestError| {
         Failure::new(ErrorCode::DigestInvalid, Class::Client).message(e.to_string()).close()
     })
@@ -362,20 +428,6 @@ async fn pump<S: Sink>(mut body: Incoming, mut sink: S) -> Result<S, Failure> {
             return Ok(sink);
         }
     }
-}
-
-/// Links a blob of another repository here, if it is there.
-async fn mount(store: &Store, from: Repository, to: Repository, digest: Digest) -> Result<bool, Failure> {
-    let store = store.clone();
-    blocking::io(move || {
-        let _lease = store.lease(digest);
-        if !store.local(&from).has_blob(&digest)? || !store.has(&digest)? {
-            return Ok(false);
-        }
-        store.local(&to).link_blob(&digest)?;
-        Ok(true)
-    })
-    .await
 }
 
 fn location(out: &mut Response<Body>, path: String) {

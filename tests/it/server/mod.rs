@@ -1,5 +1,6 @@
 //! The listeners over loopback, spoken to with raw bytes, so that a test sees exactly what goes over the wire.
 
+mod access;
 mod admin;
 mod artifacts;
 mod connections;

@@ -166,13 +166,24 @@ async fn a_blob_is_readable_only_where_it_was_pushed_or_mounted() {
     let (_scene, running) = start();
     let digest = push_blob(&running, "a", b"content").await;
     assert_eq!(running.get(&format!("/v2/b/blobs/{digest}"), &[]).await.code(), "BLOB_UNKNOWN");
-    // From where it is not, or from nowhere: the client is asked to upload.
-    for query in [format!("mount={digest}&from=c"), format!("mount={digest}")] {
+    // From where it is not: the client is asked to upload.
+    let other = Digest::sha256(b"other");
+    for query in [
+        format!("mount={digest}&from=c"),
+        format!("mount={digest}&from=/"),
+        format!("mount={other}&from=a"),
+        format!("mount={other}"),
+    ] {
         let reply = running.request("POST", &format!("/v2/b/blobs/uploads/?{query}"), &[], b"").await;
         assert_eq!(reply.status, 202, "{query}");
     }
-    let reply = running.request("POST", &format!("/v2/b/blobs/uploads/?mount={digest}&from=a"), &[], b"").await;
-    assert_eq!(reply.status, 201);
+    for (to, query) in [("b", format!("mount={digest}&from=a")), ("d", format!("mount={digest}"))] {
+        let reply = running.request("POST", &format!("/v2/{to}/blobs/uploads/?{query}"), &[], b"").await;
+        assert_eq!(reply.status, 201, "{query}");
+        assert_eq!(reply.header("location"), Some(format!("/v2/{to}/blobs/{digest}").as_str()));
+        assert_eq!(reply.header("docker-content-digest"), Some(digest.to_string().as_str()));
+    }
+    assert_eq!(running.get(&format!("/v2/d/blobs/{digest}"), &[]).await.text(), "content");
     assert_eq!(running.get(&format!("/v2/b/blobs/{digest}"), &[]).await.text(), "content");
     let reply = running.request("DELETE", &format!("/v2/b/blobs/{digest}"), &[], b"").await;
     assert_eq!(reply.status, 202);
@@ -208,6 +219,73 @@ async fn manifests_are_checked_before_they_are_kept() {
     assert_eq!(put_manifest(&running, "a", "v1", &good).await.0.status, 201);
     assert_eq!(put_manifest(&running, "a", "i", &index).await.0.status, 201);
     assert_eq!(running.get("/v2/a/manifests/i", &[]).await.header("content-type"), Some(OCI_INDEX));
+}
+
+#[tokio::test]
+async fn a_manifest_is_pushed_under_several_tags_and_the_digest_that_is_named() {
+    let (_scene, running) = start();
+    push_blob(&running, "a", b"{}").await;
+    let document = manifest(b"{}", &[]);
+    let bytes = serde_json::to_vec(&document).unwrap();
+    let digests = Algorithm::ALL.map(|algorithm| Digest::of(algorithm, &bytes));
+    let [sha256, sha512] = &digests;
+    for (reference, status, tags, digest) in [
+        (format!("{sha256}?tag=v1&tag=v1.0&tag=v1"), 201, Some("v1, v1.0, v1"), Some(sha256)),
+        (format!("{sha512}?tag=x"), 201, Some("x"), Some(sha512)),
+        (format!("y?digest={sha512}"), 201, None, Some(sha512)),
+        (format!("z?tag=z2&digest={sha256}"), 201, Some("z2"), Some(sha256)),
+        (format!("{sha256}?digest={sha256}"), 201, None, Some(sha256)),
+        (format!("{sha256}?digest={sha512}"), 400, None, None),
+        (format!("{sha256}?tag=good&tag=.bad"), 400, None, None),
+        (format!("w?digest={}", Digest::sha256(b"other")), 400, None, None),
+        ("w?digest=md5:00".to_string(), 400, None, None),
+    ] {
+        let (reply, _) = put_manifest(&running, "a", &reference, &document).await;
+        assert_eq!((reply.status, reply.header("oci-tag")), (status, tags), "{reference}: {}", reply.text());
+        let shown = digest.map(ToString::to_string);
+        assert_eq!(reply.header("docker-content-digest"), shown.as_deref(), "{reference}");
+    }
+    for (tag, digest) in [("v1", sha256), ("v1.0", sha256), ("x", sha512), ("y", sha512), ("z", sha256), ("z2", sha256)]
+    {
+        let reply = running.get(&format!("/v2/a/manifests/{tag}"), &[]).await;
+        assert_eq!(reply.header("docker-content-digest"), Some(digest.to_string().as_str()), "{tag}");
+        assert_eq!(reply.body, bytes);
+    }
+    let listed = running.get("/v2/a/tags/list", &[]).await.json();
+    assert_eq!(listed["tags"], json!(["v1", "v1.0", "x", "y", "z", "z2"]), "what was refused left nothing");
+}
+
+#[tokio::test]
+async fn a_manifest_names_only_what_its_own_repository_holds() {
+    let (scene, running) = start();
+    push_blob(&running, "a", b"{}").await;
+    let layer = push_blob(&running, "other", b"layer").await;
+    let document = manifest(b"{}", &[b"layer"]);
+    assert_eq!(put_manifest(&running, "a", "v1", &document).await.0.code(), "MANIFEST_BLOB_UNKNOWN");
+    let path = format!("/v2/a/blobs/uploads/?mount={layer}&from=other");
+    assert_eq!(running.request("POST", &path, &[], b"").await.status, 201);
+    // Linked, but gone: taken away by hand, or because it was damaged.
+    let hex = layer.hex();
+    let file = scene.directory.path().join(format!("blobs/sha256/{}/{hex}", &hex[..2]));
+    let aside = scene.directory.path().join("aside");
+    std::fs::rename(&file, &aside).unwrap();
+    assert_eq!(put_manifest(&running, "a", "v1", &document).await.0.code(), "MANIFEST_BLOB_UNKNOWN");
+    std::fs::rename(&aside, &file).unwrap();
+    assert_eq!(put_manifest(&running, "a", "v1", &document).await.0.status, 201);
+}
+
+#[tokio::test]
+async fn an_upload_says_early_which_digest_it_will_have() {
+    let (_scene, running) = start();
+    for (query, status) in [
+        ("digest-algorithm=sha512", 202),
+        ("digest-algorithm=sha256", 202),
+        ("digest-algorithm=md5", 400),
+        ("digest-algorithm=", 400),
+    ] {
+        let reply = running.request("POST", &format!("/v2/a/blobs/uploads/?{query}"), &[], b"").await;
+        assert_eq!(reply.status, status, "{query}");
+    }
 }
 
 #[tokio::test]
