@@ -17,22 +17,13 @@ pub(super) struct Failure {
     body: ErrorBody,
     status: StatusCode,
     class: Class,
-    allow: Option<&'static str>,
-    /// `Range` of an upload that is further, or less far, than the client thinks.
-    received: Option<u64>,
-    /// Whether the client is asked for credentials.
-    challenge: bool,
-    header: Option<(HeaderName, HeaderValue)>,
-    /// Whether the connection is of no use any more: part of the request was not read.
-    close: bool,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Failure {
     /// The code with its usual status and message.
     pub fn new(code: ErrorCode, class: Class) -> Self {
-        let body = ErrorBody::new(code);
-        let status = code.status();
-        Self { body, status, class, allow: None, received: None, challenge: false, header: None, close: false }
+        Self { body: ErrorBody::new(code), status: code.status(), class, headers: Vec::new() }
     }
 
     /// 400 for a request that is wrong in a way the spec has no code for.
@@ -42,7 +33,7 @@ impl Failure {
 
     /// 405.
     pub fn method_not_allowed(allow: &'static str) -> Self {
-        Self { allow: Some(allow), ..Self::new(ErrorCode::Unsupported, Class::Client) }
+        Self::new(ErrorCode::Unsupported, Class::Client).header((header::ALLOW, HeaderValue::from_static(allow)))
     }
 
     /// With this status instead of the code's usual one.
@@ -55,44 +46,36 @@ impl Failure {
         Self { body: self.body.message(message), ..self }
     }
 
-    /// And how many bytes of the upload have arrived.
+    /// And with this header.
+    pub fn header(mut self, header: (HeaderName, HeaderValue)) -> Self {
+        self.headers.push(header);
+        self
+    }
+
+    /// And how many bytes of the upload have arrived, which are more, or less, than the client thinks.
     pub fn received(self, bytes: u64) -> Self {
-        Self { received: Some(bytes), ..self }
+        match HeaderValue::try_from(received_range(bytes)) {
+            Ok(value) => self.header((header::RANGE, value)),
+            Err(_) => self,
+        }
     }
 
     /// And the client is asked for a user name and a password (RFC 7617). Never a Bearer challenge: clients take it for
     /// the address of a token service.
     pub fn challenge(self) -> Self {
-        Self { challenge: true, ..self }
+        self.header((header::WWW_AUTHENTICATE, CHALLENGE))
     }
 
-    /// And with this header.
-    pub fn header(self, header: (HeaderName, HeaderValue)) -> Self {
-        Self { header: Some(header), ..self }
-    }
-
-    /// And the connection ends.
+    /// And the connection ends: it is of no use any more, since part of the request was not read.
     pub fn close(self) -> Self {
-        Self { close: true, ..self }
+        self.header((header::CONNECTION, HeaderValue::from_static("close")))
     }
 
     /// The answer.
     pub fn into_response(self) -> Response<Body> {
         let mut out = reply::bytes(self.status, "application/json", self.body.render(), Some(self.class));
-        if let Some(allow) = self.allow {
-            out = reply::method_not_allowed(out, allow);
-        }
-        if let Some(value) = self.received.and_then(|n| HeaderValue::try_from(received_range(n)).ok()) {
-            out.headers_mut().insert(header::RANGE, value);
-        }
-        if self.challenge {
-            out.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
-        }
-        if let Some((name, value)) = self.header {
+        for (name, value) in self.headers {
             out.headers_mut().insert(name, value);
-        }
-        if self.close {
-            out.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.status == StatusCode::SERVICE_UNAVAILABLE { reply::retry_later(out) } else { out }
     }
