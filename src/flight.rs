@@ -1,9 +1,15 @@
 //! One flight for one key: of all who ask at once, one works and the others wait for what comes of it.
 //!
+//! Two kinds: [`Flight`] for a result that is had whole or not at all, and [`fill`] for bytes that are read while they
+//! come, by a writer of its own that outlives the one who began it. Below is the first.
+//!
 //! The first asker leads: it does the work inside its own future. Whoever asks for the same key meanwhile follows and
 //! gets a clone of the leader's result. A leader that is dropped half-way (its caller gave up) never strands its
 //! followers: one of them leads in its place, with its own work. Results are not kept: the next asker after the end
 //! begins a new flight.
+
+pub mod fill;
+mod sync;
 
 use std::{
     collections::HashMap,

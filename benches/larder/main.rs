@@ -226,7 +226,7 @@ fn pull(c: &mut Criterion) {
 }
 
 async fn pull_all(puller: &Puller, way: &Arc<Way>) {
-    let budget = Budget { deadline: Instant::now() + Duration::from_secs(60), requested: false };
+    let budget = Budget::within(Duration::from_secs(60));
     let wanted = Wanted::Tag("latest".parse().expect("a tag"));
     let target = puller.resolve(way, &wanted, false, budget).await.expect("resolved");
     let pulled = puller.manifest(way, &target, budget).await.expect("the manifest");

@@ -182,7 +182,7 @@ async fn push_version(registry: &str, folder: &Path, tag: &str, image: &str) -> 
         client: Client::new(Default::default())?,
         endpoint: Endpoint { registry: reference.registry, transport, credentials: Credentials::Anonymous },
         repository: reference.repository,
-        budget: Budget { deadline: Instant::now() + PATIENCE, requested: true },
+        budget: Budget::within(PATIENCE).requested(true),
     };
     for tag in [tag, "stable"] {
         push::upload(&at, &packed, &Selector::Tag(tag.parse()?)).await?;

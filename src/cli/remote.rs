@@ -1,10 +1,6 @@
 //! What every command that talks to a registry has in common: its flags, and the client they make.
 
-use std::{
-    io::Read as _,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{io::Read as _, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 
@@ -83,7 +79,7 @@ impl Remote {
             ..registry::Config::default()
         })?;
         let endpoint = Endpoint { registry: reference.registry.clone(), transport, credentials };
-        let budget = Budget { deadline: Instant::now() + self.timeout(), requested: true };
+        let budget = Budget::within(self.timeout()).requested(true);
         Ok(Opened { client, endpoint, repository: reference.repository.clone(), budget })
     }
 

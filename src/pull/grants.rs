@@ -79,9 +79,17 @@ impl Grants {
 
     /// Records that `at` gave `digest` out of `repository`.
     pub fn mark(&self, at: &Endpoint, repository: &Repository, digest: &Digest) -> io::Result<()> {
-        let hashes = [self.asker(at, repository, digest), self.way(at, digest)];
+        self.record(&[self.asker(at, repository, digest), self.way(at, digest)], digest)
+    }
+
+    /// Records that `at` has `digest`, whoever asks: the next one is let in by a HEAD.
+    pub fn mark_way(&self, at: &Endpoint, digest: &Digest) -> io::Result<()> {
+        self.record(&[self.way(at, digest)], digest)
+    }
+
+    fn record(&self, hashes: &[[u8; 16]], digest: &Digest) -> io::Result<()> {
         let mut marks = self.marks();
-        let new: Vec<[u8; 16]> = hashes.into_iter().filter(|hash| !marks.known.contains(hash)).collect();
+        let new: Vec<[u8; 16]> = hashes.iter().filter(|hash| !marks.known.contains(*hash)).copied().collect();
         if new.is_empty() {
             return Ok(());
         }

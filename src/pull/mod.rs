@@ -5,7 +5,13 @@
 //! not fetched again by an asker who got it the same way before ([`grants`]); blobs that several askers with the same way and
 //! credential want at once are fetched once. After a crash what was complete is held, and the rest is fetched again.
 
+mod error;
+pub mod fill;
+mod follow;
 pub mod grants;
+mod open;
+mod raw;
+mod source;
 
 use std::{fmt, sync::Arc};
 
@@ -17,18 +23,22 @@ use crate::{
     digest::Digest,
     flight::Flight,
     oci::{
-        Descriptor, Document, ImageManifest, ManifestError, Registry, Repository, Selector, Tag,
-        version::{TagPolicy, VersionError, select_chart},
+        Document, ImageManifest, Registry, Repository, Selector, Tag,
+        version::{TagPolicy, select_chart},
     },
-    registry::{Budget, Client, Endpoint, FetchedManifest, RegistryError, Sink, SinkError},
-    store::{Blob, Durability, Ingest, Lease, Store, StoreError},
+    registry::{Budget, Client, Endpoint, FetchedManifest},
+    store::{Blob, Durability, Lease, Store},
 };
+pub use error::PullError;
+use fill::Fills;
+pub use follow::{FillError, Follower};
 use grants::{Grants, Standing};
+pub use open::{Ask, How, Opened};
+pub use raw::{Probed, RawManifest};
+pub use source::ReadError;
 
 /// How deep indexes may nest: an index in an index is the deepest (hardening.md section 2, M4).
 const MAX_INDEX_DEPTH: usize = 2;
-/// Bytes gathered in memory before they are written: blobs up to this size cost one trip to the disk.
-const WRITE_BATCH: usize = 1 << 20;
 
 /// Pulls; clones share what is under way.
 #[derive(Clone)]
@@ -36,7 +46,8 @@ pub struct Puller {
     store: Store,
     client: Client,
     grants: Grants,
-    blobs: Flight<(Arc<Way>, Digest), Result<Blob, Arc<PullError>>>,
+    fills: Arc<Fills>,
+    manifests: Flight<(Arc<Way>, Selector), Result<RawManifest, Arc<PullError>>>,
 }
 
 /// What makes two askers the same to a registry.
@@ -117,70 +128,11 @@ pub struct PulledManifest {
     pub leases: Arc<Vec<Lease>>,
 }
 
-/// Why nothing was pulled.
-#[derive(Debug, thiserror::Error)]
-pub enum PullError {
-    /// The registry, or the way to it.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The registry, while it was asked for its tags.
-    #[error("cannot list the tags: {0}")]
-    Tags(#[source] RegistryError),
-    /// The disk.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The marks of who fetched what.
-    #[error("cannot keep the mark of a fetched blob: {0}")]
-    Grants(#[source] std::io::Error),
-    /// The manifest.
-    #[error("manifest {digest}: {source}")]
-    Manifest {
-        /// Whose.
-        digest: Digest,
-        /// Why.
-        #[source]
-        source: ManifestError,
-    },
-    /// Indexes within indexes.
-    #[error("manifest {0}: indexes nest deeper than {MAX_INDEX_DEPTH}")]
-    TooDeep(Digest),
-    /// The tags, or the range of versions.
-    #[error(transparent)]
-    Version(#[from] VersionError),
-    /// What another asker met who fetched the same blob.
-    #[error("{0}")]
-    Shared(Arc<PullError>),
-}
-
-impl PullError {
-    /// The class of failure.
-    pub fn class(&self) -> Class {
-        match self {
-            Self::Registry(e) | Self::Tags(e) => e.class(),
-            Self::Store(e) => e.class(),
-            Self::Grants(_) => Class::Disk,
-            Self::Manifest { source, .. } => source.class(),
-            Self::TooDeep(_) => Class::Limit,
-            Self::Version(e) => e.class(),
-            Self::Shared(e) => e.class(),
-        }
-    }
-
-    /// The registry's own error, where that is what it is.
-    pub fn registry(&self) -> Option<&RegistryError> {
-        match self {
-            Self::Registry(e) | Self::Tags(e) => Some(e),
-            Self::Shared(e) => e.registry(),
-            _ => None,
-        }
-    }
-}
-
 impl Puller {
     /// A puller into `store` through `client`.
     pub fn new(store: Store, client: Client) -> Result<Self, PullError> {
         let grants = Grants::open(store.root()).map_err(PullError::Grants)?;
-        Ok(Self { store, client, grants, blobs: Flight::default() })
+        Ok(Self { store, client, grants, fills: Arc::default(), manifests: Flight::default() })
     }
 
     /// The store that is pulled into.
@@ -291,47 +243,6 @@ impl Puller {
         Ok((fetched.bytes, document))
     }
 
-    /// A blob, held: the store's where this asker may have it, else fetched, once for all who ask at once.
-    pub async fn blob(
-        &self,
-        way: &Arc<Way>,
-        descriptor: &Descriptor,
-        budget: Budget,
-    ) -> Result<(Blob, Lease), PullError> {
-        let lease = self.store.lease(descriptor.digest);
-        let key = (Arc::clone(way), descriptor.digest);
-        let fetch = || async { self.fetch_blob(way, descriptor, budget).await.map_err(Arc::new) };
-        let blob =
-            self.blobs.run(key, fetch).await.map_err(|e| Arc::try_unwrap(e).unwrap_or_else(PullError::Shared))?;
-        Ok((blob, lease))
-    }
-
-    async fn fetch_blob(&self, way: &Way, descriptor: &Descriptor, budget: Budget) -> Result<Blob, PullError> {
-        let digest = descriptor.digest;
-        if let Some(blob) = self.held(digest).await? {
-            let allowed = match self.standing(way, &digest) {
-                Standing::Granted => true,
-                Standing::AskUpstream => {
-                    self.client.has_blob(&way.endpoint, &way.repository, &digest, budget).await.unwrap_or(false)
-                }
-                Standing::Unknown => false,
-            };
-            if allowed {
-                self.mark(way, digest).await?;
-                return Ok(blob);
-            }
-        }
-        let mut sink = StoreSink::new(self.store.clone(), digest, descriptor.size);
-        let sent = self.client.blob(&way.endpoint, &way.repository, descriptor, &mut sink, budget).await;
-        if let Some(refused) = sink.refused.take() {
-            return Err(refused.into());
-        }
-        sent?;
-        let blob = sink.finish().await?;
-        self.mark(way, digest).await?;
-        Ok(blob)
-    }
-
     async fn held(&self, digest: Digest) -> Result<Option<Blob>, PullError> {
         let store = self.store.clone();
         Ok(blocking::io(move || store.get(&digest)).await?)
@@ -355,64 +266,5 @@ fn tag_of(selector: Selector) -> Option<Tag> {
     match selector {
         Selector::Tag(tag) => Some(tag),
         Selector::Digest(_) => None,
-    }
-}
-
-/// Writes what comes into the store, a batch at a time.
-struct StoreSink {
-    store: Store,
-    digest: Digest,
-    size: u64,
-    ingest: Option<Ingest>,
-    batch: Vec<Bytes>,
-    gathered: usize,
-    /// What the store said, for the client knows the sink's errors only as something that ends a transfer.
-    refused: Option<StoreError>,
-}
-
-impl StoreSink {
-    fn new(store: Store, digest: Digest, size: u64) -> Self {
-        Self { store, digest, size, ingest: None, batch: Vec::new(), gathered: 0, refused: None }
-    }
-
-    /// Writes the batch; the ingest comes back unless that failed.
-    async fn flush(&mut self) -> Result<Ingest, StoreError> {
-        let (store, digest, size) = (self.store.clone(), self.digest, self.size);
-        let (ingest, batch) = (self.ingest.take(), std::mem::take(&mut self.batch));
-        self.gathered = 0;
-        blocking::io(move || {
-            let mut ingest = match ingest {
-                Some(ingest) => ingest,
-                None => store.ingest(digest, Some(size))?,
-            };
-            for data in batch {
-                ingest.write(&data)?;
-            }
-            Ok(ingest)
-        })
-        .await
-    }
-
-    async fn finish(mut self) -> Result<Blob, StoreError> {
-        let ingest = self.flush().await?;
-        blocking::io(move || ingest.commit(Durability::Now)).await
-    }
-}
-
-impl Sink for StoreSink {
-    async fn write(&mut self, data: Bytes) -> Result<(), SinkError> {
-        self.gathered += data.len();
-        self.batch.push(data);
-        if self.gathered >= WRITE_BATCH {
-            match self.flush().await {
-                Ok(ingest) => self.ingest = Some(ingest),
-                Err(error) => {
-                    let said = error.to_string();
-                    self.refused = Some(error);
-                    return Err(said.into());
-                }
-            }
-        }
-        Ok(())
     }
 }

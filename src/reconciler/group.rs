@@ -192,7 +192,7 @@ async fn run(shared: Arc<Shared>, group: Arc<Group>) {
             _ => probe(&shared, &group, turn.requested, turn.timeout).await,
         };
         let members = turn.members.into_iter().filter(|(_, pending)| fresh || *pending).map(|(key, _)| key).collect();
-        let budget = Budget { deadline: (started + turn.timeout).into_std(), requested: turn.requested };
+        let budget = Budget::until((started + turn.timeout).into_std()).requested(turn.requested);
         let failure = source::pass_over(&shared, &group.route, members, &outcome, budget, started).await;
         drop(permit);
         let last = outcome.ok().map(Target::without_bytes);
@@ -241,7 +241,7 @@ fn take_turn(group: &Group) -> Option<Turn> {
 async fn probe(shared: &Shared, group: &Group, requested: bool, timeout: Duration) -> Outcome {
     let Route { way, wanted } = &group.route;
     let held = shared.holds_something_for(&group.lock().members.keys().cloned().collect::<Vec<_>>());
-    let budget = Budget { deadline: (Instant::now() + timeout).into_std(), requested };
+    let budget = Budget::until((Instant::now() + timeout).into_std()).requested(requested);
     shared.puller.resolve(way, wanted, held, budget).await.map_err(Arc::new)
 }
 

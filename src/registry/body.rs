@@ -1,9 +1,14 @@
 //! The body of a response: read within limits, counted, and its connection kept when it ends.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout};
 
@@ -56,6 +61,8 @@ pub(super) struct Body {
     watch: Watch,
     upstream: Arc<str>,
     counted: u64,
+    /// A frame that came while nobody waited for it, or the end.
+    arrived: Option<Option<Result<Frame<Bytes>, hyper::Error>>>,
 }
 
 impl Body {
@@ -66,7 +73,8 @@ impl Body {
         period: Duration,
         upstream: Arc<str>,
     ) -> Self {
-        let mut body = Self { incoming, home: Some(home), target, watch: Watch::new(period), upstream, counted: 0 };
+        let (home, watch) = (Some(home), Watch::new(period));
+        let mut body = Self { incoming, home, target, watch, upstream, counted: 0, arrived: None };
         if body.incoming.is_end_stream() {
             body.keep();
         }
@@ -86,9 +94,19 @@ impl Body {
 
     /// The next bytes, never none; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        self.next_within(None).await
+    }
+
+    /// The same for somebody who waits for a byte no longer than `silence`.
+    pub(super) async fn next_within(&mut self, silence: Option<Duration>) -> Result<Option<Bytes>, RegistryError> {
+        let begun = Instant::now();
         loop {
             let start = Instant::now();
-            let frame = timeout(self.watch.left(), self.incoming.frame()).await;
+            let patience = silence.map_or(Duration::MAX, |silence| silence.saturating_sub(start - begun));
+            let frame = match self.arrived.take() {
+                Some(frame) => Ok(frame),
+                None => timeout(self.watch.left().min(patience), self.incoming.frame()).await,
+            };
             let bytes = match &frame {
                 Ok(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
                 _ => 0,
@@ -120,7 +138,41 @@ impl Body {
                     // Trailers say nothing that is used here.
                     _ => {}
                 },
+                Err(_) if silence.is_some_and(|silence| begun.elapsed() >= silence) => {
+                    self.home = None;
+                    return Err(RegistryError::Timeout {
+                        what: self.target.to_string(),
+                        waiting: "in the body, of which nothing more comes",
+                    });
+                }
                 Err(_) => {}
+            }
+        }
+    }
+
+    /// The next bytes, if they are here already.
+    pub(super) fn next_now(&mut self) -> Option<Bytes> {
+        if self.arrived.is_none() {
+            // Whoever waits next polls again, and is the one who is woken.
+            let mut nobody = Context::from_waker(Waker::noop());
+            self.arrived = match Pin::new(&mut self.incoming).poll_frame(&mut nobody) {
+                Poll::Ready(frame) => Some(frame),
+                Poll::Pending => None,
+            };
+        }
+        match self.arrived.take() {
+            Some(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) if !data.is_empty() => {
+                    self.counted += data.len() as u64;
+                    self.watch.note(Duration::ZERO, data.len());
+                    Some(data)
+                }
+                _ => None,
+            },
+            // The end, or how it broke: for whoever waits.
+            other => {
+                self.arrived = other;
+                None
             }
         }
     }

@@ -5,25 +5,30 @@ use std::{collections::HashSet, sync::Arc};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
-    header::{ACCEPT, CONTENT_TYPE, LINK},
+    header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LINK},
 };
 
 use super::{
     Budget, Endpoint, FetchedManifest, Inner, Resolved,
     call::{Call, Session},
     error::RegistryError,
-    target::Target,
+    target::{Target, escape},
 };
 use crate::{
     blocking,
     digest::{Algorithm, Digest},
     metrics::RequestKind,
-    oci::{Repository, Selector, Tag, manifest::MAX_BYTES},
+    oci::{Repository, Selector, Tag, manifest::MAX_BYTES, media_type},
 };
 
 /// Every kind of manifest that Larder reads, in one header: docker-registry answers 404 to others.
-const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+pub(super) const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
+/// Those first, then whatever there is: for a manifest that is passed on as it is.
+pub(super) const ANY_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.oci.artifact.manifest.v1+json, */*";
+const OCI_FILTERS_APPLIED: &str = "oci-filters-applied";
 const DOCKER_CONTENT_DIGEST: &str = "docker-content-digest";
 /// Below this a hash takes less time than the way to another thread.
 const HASH_INLINE: usize = 64 << 10;
@@ -47,10 +52,15 @@ pub(super) fn stated_digest(headers: &HeaderMap, target: &Target) -> Result<Opti
     })
 }
 
-fn media_type(headers: &HeaderMap) -> Option<String> {
+fn content_type(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(CONTENT_TYPE)?.to_str().ok()?;
     let text = text.split(';').next().unwrap_or_default().trim();
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Content-Length, as a HEAD's answer states it too.
+pub(super) fn stated_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 async fn hash(algorithm: Algorithm, bytes: &Bytes) -> Digest {
@@ -67,12 +77,13 @@ impl Inner {
         at: &Endpoint,
         repository: &Repository,
         what: &Selector,
+        accept: &'static str,
         budget: Budget,
     ) -> Result<Resolved, RegistryError> {
         let session = self.session(at).await?;
         let kind = RequestKind::ManifestHead;
         let mut call = Call::new(kind, Method::HEAD, repository, format_args!("manifests/{what}"), budget);
-        call.headers.insert(ACCEPT, HeaderValue::from_static(MANIFESTS));
+        call.headers.insert(ACCEPT, HeaderValue::from_static(accept));
         let (parts, body, _) = self.perform(&session, &call, is_ok, None).await?;
         let target = body.target();
         let Some(digest) = stated_digest(&parts.headers, target)? else {
@@ -89,7 +100,8 @@ impl Inner {
                 actual: Box::new(digest),
             });
         }
-        Ok(Resolved { digest, media_type: media_type(&parts.headers) })
+        let length = stated_length(&parts.headers);
+        Ok(Resolved { digest, media_type: content_type(&parts.headers), length })
     }
 
     pub(super) async fn manifest(
@@ -97,12 +109,13 @@ impl Inner {
         at: &Endpoint,
         repository: &Repository,
         what: &Selector,
+        accept: &'static str,
         budget: Budget,
     ) -> Result<FetchedManifest, RegistryError> {
         let session = self.session(at).await?;
         let kind = RequestKind::ManifestGet;
         let mut call = Call::new(kind, Method::GET, repository, format_args!("manifests/{what}"), budget);
-        call.headers.insert(ACCEPT, HeaderValue::from_static(MANIFESTS));
+        call.headers.insert(ACCEPT, HeaderValue::from_static(accept));
         let (parts, body, bytes) = self.perform(&session, &call, is_ok, Some(MAX_BYTES)).await?;
         let target = body.target();
         let differs = |told, expected: Digest, actual: Digest| RegistryError::Digest {
@@ -128,7 +141,7 @@ impl Inner {
                 return Err(differs("Docker-Content-Digest", actual, stated));
             }
         }
-        Ok(FetchedManifest { digest, content_type: media_type(&parts.headers), bytes })
+        Ok(FetchedManifest { digest, content_type: content_type(&parts.headers), bytes })
     }
 
     pub(super) async fn tags(
@@ -137,22 +150,13 @@ impl Inner {
         repository: &Repository,
         budget: Budget,
     ) -> Result<Vec<Tag>, RegistryError> {
-        #[derive(serde::Deserialize)]
-        struct Page {
-            tags: Option<Vec<String>>,
-        }
         let session = self.session(at).await?;
         let mut call = Call::new(RequestKind::Tags, Method::GET, repository, format_args!("tags/list?n=1000"), budget);
         let mut seen = HashSet::new();
         let mut tags: Vec<Tag> = Vec::new();
         for _ in 0..MAX_PAGES {
             let (target, headers, bytes) = self.page(&session, &call).await?;
-            let page: Page = serde_json::from_slice(&bytes).map_err(|_| RegistryError::Protocol {
-                what: format!("GET {target}"),
-                why: "the answer is not a list of tags".to_owned(),
-            })?;
-            // What is no tag cannot be asked for either.
-            for tag in page.tags.unwrap_or_default().iter().filter_map(|text| text.parse::<Tag>().ok()) {
+            for tag in listed_tags(&target, &bytes)? {
                 if seen.insert(tag.clone()) {
                     tags.push(tag);
                 }
@@ -163,16 +167,8 @@ impl Inner {
                     why: format!("the repository has more than {MAX_TAGS} tags; name one, or a digest"),
                 });
             }
-            let Some(next) = next_page(&headers) else { return Ok(tags) };
-            match target.join(&next).filter(|next| next.same_origin(&target)) {
-                Some(next) => call.elsewhere = Some(next),
-                None => {
-                    return Err(RegistryError::Protocol {
-                        what: format!("GET {target}"),
-                        why: "the next page is on another server".to_owned(),
-                    });
-                }
-            }
+            let Some(next) = next_target(&headers, &target)? else { return Ok(tags) };
+            call.elsewhere = Some(next);
         }
         Err(RegistryError::Limit {
             what: format!("GET {}{}", session.authority, call.path),
@@ -180,9 +176,95 @@ impl Inner {
         })
     }
 
+    pub(super) async fn tags_page(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        query: &str,
+        budget: Budget,
+    ) -> Result<Page, RegistryError> {
+        let session = self.session(at).await?;
+        let path = with_query("tags/list", query);
+        let call = Call::new(RequestKind::Tags, Method::GET, repository, format_args!("{path}"), budget);
+        let (target, headers, bytes) = self.page(&session, &call).await?;
+        let next = next_target(&headers, &target)?;
+        Ok(Page { tags: listed_tags(&target, &bytes)?, next: next.map(|next| next.query().to_owned()) })
+    }
+
+    pub(super) async fn referrers(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        subject: &Digest,
+        query: &str,
+        budget: Budget,
+    ) -> Result<Referrers, RegistryError> {
+        let session = self.session(at).await?;
+        let path = with_query(&format!("referrers/{subject}"), query);
+        let mut call = Call::new(RequestKind::Referrers, Method::GET, repository, format_args!("{path}"), budget);
+        call.headers.insert(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
+        let (target, headers, index) = self.page(&session, &call).await?;
+        let next = next_target(&headers, &target)?;
+        let filters = headers.get(OCI_FILTERS_APPLIED).and_then(|value| value.to_str().ok());
+        Ok(Referrers {
+            index,
+            filters_applied: filters.map(str::to_owned),
+            next: next.map(|next| next.query().to_owned()),
+        })
+    }
+
     async fn page(&self, session: &Arc<Session>, call: &Call<'_>) -> Result<(Target, HeaderMap, Bytes), RegistryError> {
         let (parts, body, bytes) = self.perform(session, call, is_ok, Some(MAX_PAGE_BODY)).await?;
         Ok((body.target().clone(), parts.headers, bytes))
+    }
+}
+
+/// One page of tags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The tags, in the registry's order.
+    pub tags: Vec<Tag>,
+    /// The query that asks for the next page, where there is one.
+    pub next: Option<String>,
+}
+
+/// One page of what refers to a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Referrers {
+    /// The index, as the registry sent it; not parsed.
+    pub index: Bytes,
+    /// `OCI-Filters-Applied`, where sent.
+    pub filters_applied: Option<String>,
+    /// The query that asks for the next page, where there is one.
+    pub next: Option<String>,
+}
+
+fn with_query(path: &str, query: &str) -> String {
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{}", escape(query)) }
+}
+
+/// What is no tag cannot be asked for either, and is left out.
+fn listed_tags(target: &Target, body: &[u8]) -> Result<Vec<Tag>, RegistryError> {
+    #[derive(serde::Deserialize)]
+    struct List {
+        tags: Option<Vec<String>>,
+    }
+    let list: List = serde_json::from_slice(body).map_err(|_| RegistryError::Protocol {
+        what: format!("GET {target}"),
+        why: "the answer is not a list of tags".to_owned(),
+    })?;
+    Ok(list.tags.unwrap_or_default().iter().filter_map(|text| text.parse().ok()).collect())
+}
+
+/// Where the next page is: nowhere else than where this one was.
+fn next_target(headers: &HeaderMap, target: &Target) -> Result<Option<Target>, RegistryError> {
+    let Some(next) = next_page(headers) else { return Ok(None) };
+    match target.join(&next).filter(|next| next.same_origin(target)) {
+        Some(next) => Ok(Some(next)),
+        None => Err(RegistryError::Protocol {
+            what: format!("GET {target}"),
+            why: "the next page is on another server".to_owned(),
+        }),
     }
 }
 

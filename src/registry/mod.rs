@@ -52,8 +52,10 @@ use self::{
     connect::{Limits, Profile},
 };
 pub use self::{
+    blob::Transfer,
     docker_config::DockerConfig,
     error::{RegistryError, SetupError},
+    manifest::{Page, Referrers},
     proxy::ProxyEnvironment,
 };
 use crate::{
@@ -130,6 +132,8 @@ pub struct Resolved {
     pub digest: Digest,
     /// Its media type, where stated.
     pub media_type: Option<String>,
+    /// Its length in bytes, where stated.
+    pub length: Option<u64>,
 }
 
 /// A manifest's exact bytes, verified against `digest`.
@@ -230,6 +234,31 @@ pub struct Budget {
     pub deadline: Instant,
     /// A reconcile that somebody asked for: may probe once inside a 429 window.
     pub requested: bool,
+    /// For a blob's body: after so long without a byte the transfer goes on over another connection, once, which has as
+    /// long. `None`: the client's own limits, which are for those who have time.
+    pub silence: Option<Duration>,
+}
+
+impl Budget {
+    /// Ends at `deadline`.
+    pub fn until(deadline: Instant) -> Self {
+        Self { deadline, requested: false, silence: None }
+    }
+
+    /// Ends after `time`, counted from now.
+    pub fn within(time: Duration) -> Self {
+        Self::until(Instant::now() + time)
+    }
+
+    /// The same for what somebody asked for by hand, or not.
+    pub fn requested(self, requested: bool) -> Self {
+        Self { requested, ..self }
+    }
+
+    /// The same for somebody who does not put up with a longer silence.
+    pub fn silence(self, silence: Duration) -> Self {
+        Self { silence: Some(silence), ..self }
+    }
 }
 
 impl Client {
@@ -262,7 +291,18 @@ impl Client {
         what: &Selector,
         budget: Budget,
     ) -> Result<Resolved, RegistryError> {
-        within(budget, at, self.0.resolve(at, repository, what, budget)).await
+        within(budget, at, self.0.resolve(at, repository, what, manifest::MANIFESTS, budget)).await
+    }
+
+    /// The same of a manifest of any kind.
+    pub async fn resolve_any(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        what: &Selector,
+        budget: Budget,
+    ) -> Result<Resolved, RegistryError> {
+        within(budget, at, self.0.resolve(at, repository, what, manifest::ANY_MANIFEST, budget)).await
     }
 
     /// GET of a manifest: at most 4 MiB, hashed; compared with a digest selector, with Docker-Content-Digest where sent.
@@ -273,7 +313,7 @@ impl Client {
         what: &Selector,
         budget: Budget,
     ) -> Result<FetchedManifest, RegistryError> {
-        within(budget, at, self.0.manifest(at, repository, what, budget)).await
+        within(budget, at, self.0.manifest(at, repository, what, manifest::MANIFESTS, budget)).await
     }
 
     /// GET of a blob into `sink`; resumes by Range at most three times. Takes no byte beyond `descriptor.size`. The
@@ -286,7 +326,57 @@ impl Client {
         sink: &mut impl Sink,
         budget: Budget,
     ) -> Result<(), RegistryError> {
-        within(budget, at, self.0.blob(at, repository, descriptor, sink, budget)).await
+        within(budget, at, blob::into_sink(self, at, repository, descriptor, sink, budget)).await
+    }
+
+    /// The same of a manifest of any kind, for whoever only passes it on: the server chooses what to send.
+    pub async fn any_manifest(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        what: &Selector,
+        budget: Budget,
+    ) -> Result<FetchedManifest, RegistryError> {
+        within(budget, at, self.0.manifest(at, repository, what, manifest::ANY_MANIFEST, budget)).await
+    }
+
+    /// Begins the GET of a blob, from `offset` on; returns when the answer's head agrees with `size`, or tells it. Only
+    /// until then the budget's deadline counts. Takes no byte beyond the size; the digest is the caller's to compare.
+    pub async fn open_blob(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        digest: Digest,
+        size: Option<u64>,
+        offset: u64,
+        budget: Budget,
+    ) -> Result<Transfer, RegistryError> {
+        within(budget, at, Transfer::open(self, at, repository, digest, size, offset, budget)).await
+    }
+
+    /// One page of tags, as the registry gives it; `query` is what the asker put after the `?`, or what
+    /// [`Page::next`] said.
+    pub async fn tags_page(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        query: &str,
+        budget: Budget,
+    ) -> Result<Page, RegistryError> {
+        within(budget, at, self.0.tags_page(at, repository, query, budget)).await
+    }
+
+    /// What refers to a manifest, one page; `query` as in [`Client::tags_page`]. A registry without that API answers
+    /// class NotFound.
+    pub async fn referrers(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        subject: &Digest,
+        query: &str,
+        budget: Budget,
+    ) -> Result<Referrers, RegistryError> {
+        within(budget, at, self.0.referrers(at, repository, subject, query, budget)).await
     }
 
     /// All tags, through all pages (at most 10 000 tags).
@@ -297,6 +387,18 @@ impl Client {
         budget: Budget,
     ) -> Result<Vec<Tag>, RegistryError> {
         within(budget, at, self.0.tags(at, repository, budget)).await
+    }
+
+    /// A blob's length, where the repository has it: by HEAD, and by a GET that ends after its headers where a HEAD is
+    /// answered with 404 or 405, as by caches that fill only on a GET, or without a length.
+    pub async fn blob_length(
+        &self,
+        at: &Endpoint,
+        repository: &Repository,
+        digest: Digest,
+        budget: Budget,
+    ) -> Result<Option<u64>, RegistryError> {
+        within(budget, at, blob::length(self, at, repository, digest, budget)).await
     }
 
     /// HEAD of a blob.

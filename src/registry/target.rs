@@ -95,6 +95,10 @@ impl Target {
         self.path_and_query.split('?').next().unwrap_or_default()
     }
 
+    pub(super) fn query(&self) -> &str {
+        self.path_and_query.split_once('?').map_or("", |(_, query)| query)
+    }
+
     pub(super) fn origin(&self) -> Origin {
         Origin { https: self.https, host: self.host.clone(), port: self.port }
     }
@@ -157,7 +161,7 @@ pub(super) fn literal(host: &str) -> Option<IpAddr> {
 }
 
 /// Percent-encodes what a URL must not contain but servers send all the same (spaces, quotes, UTF-8).
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

@@ -5,6 +5,11 @@
 //! So a blob is handed over in windows: a window that is in the page cache goes at once; one that is not is read in
 //! on a blocking thread first, while the window before it is being sent.
 //!
+//! A blob that is still coming goes out as it comes ([`Body::following`]). If its upstream dies, the body ends early and
+//! in order: what was handed over is flushed, then HTTP/1.1 closes the connection (FIN), HTTP/2 ends the stream
+//! (END_STREAM short of Content-Length), so that clients that resume do. If its bytes were wrong, the body ends with an
+//! error: hyper resets the HTTP/2 stream, and on HTTP/1.1 the connection ends as it is.
+//!
 //! Whatever a body is, dropping it counts the request ([`metrics::served`]) with the bytes that were handed over.
 
 use std::{
@@ -20,10 +25,11 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
+    following::Following,
     prepared::{self, WINDOW},
     watch::Activity,
 };
-use crate::{blocking, class::Class, metrics, store::Blob};
+use crate::{blocking, class::Class, metrics, pull::Follower, store::Blob};
 
 /// The largest piece of a compressed body, in bytes: how much is compressed between two looks at the socket.
 const COMPRESSED_PIECE: usize = 16 << 10;
@@ -48,6 +54,7 @@ enum Inner {
     Empty,
     Memory(Bytes),
     Blob(BlobBody),
+    Following(Following),
     Reader(Pin<Box<dyn AsyncRead + Send>>),
 }
 
@@ -66,6 +73,11 @@ impl Body {
     pub fn blob(blob: Blob, start: u64, end: u64) -> Self {
         let bytes = blob.mapped();
         Self::new(Inner::Blob(BlobBody { blob, bytes, at: start, end, warm: start, warming: None }))
+    }
+
+    /// The bytes `start..end` of a blob that is coming; both at most its length.
+    pub fn following(follower: Follower, start: u64, end: u64) -> Self {
+        Self::new(Inner::Following(Following::new(follower, start, end)))
     }
 
     /// Whatever `reader` yields, of unknown length.
@@ -118,6 +130,19 @@ impl HttpBody for Body {
                 Some(piece) => piece,
                 None => return Poll::Ready(None),
             },
+            Inner::Following(following) => {
+                let waits = || this.account.as_ref().is_some_and(|account| account.activity.is_waiting());
+                match std::task::ready!(following.poll_piece(cx, waits)) {
+                    Some(piece) => piece.map_err(|error| {
+                        this.outcome = Some(error.class());
+                        io::Error::other(error)
+                    }),
+                    None => {
+                        this.outcome = following.cut().or(this.outcome);
+                        return Poll::Ready(None);
+                    }
+                }
+            }
             Inner::Reader(reader) => {
                 let mut piece = vec![0; COMPRESSED_PIECE];
                 let mut buffer = ReadBuf::new(&mut piece);
@@ -134,7 +159,7 @@ impl HttpBody for Body {
         };
         match &piece {
             Ok(bytes) => this.sent += bytes.len() as u64,
-            Err(_) => this.outcome = Some(Class::Disk),
+            Err(_) => this.outcome = this.outcome.or(Some(Class::Disk)),
         }
         Poll::Ready(Some(piece.map(Frame::data)))
     }
@@ -144,6 +169,7 @@ impl HttpBody for Body {
             Inner::Empty => true,
             Inner::Memory(bytes) => bytes.is_empty(),
             Inner::Blob(blob) => blob.at >= blob.end,
+            Inner::Following(following) => following.left() == 0,
             Inner::Reader(_) => false,
         }
     }
@@ -153,6 +179,7 @@ impl HttpBody for Body {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Memory(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Inner::Blob(blob) => SizeHint::with_exact(blob.end.saturating_sub(blob.at)),
+            Inner::Following(following) => SizeHint::with_exact(following.left()),
             Inner::Reader(_) => SizeHint::default(),
         }
     }

@@ -12,6 +12,7 @@ pub mod artifacts;
 pub mod body;
 pub mod conditional;
 mod entity;
+mod following;
 pub mod listener;
 mod prepared;
 pub mod query;

@@ -68,6 +68,11 @@ impl Activity {
         self.write_waits.store(true, Relaxed);
     }
 
+    /// Whether a write waits for the client.
+    pub fn is_waiting(&self) -> bool {
+        self.write_waits.load(Relaxed)
+    }
+
     pub fn request_begun(&self) {
         self.begun.fetch_add(1, Relaxed);
     }

@@ -54,6 +54,12 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// Syncs keep failing: nothing new is kept until one succeeds.
+    #[error("the disk under {} fails to sync: nothing new is kept there", .root.display())]
+    Degraded {
+        /// The data directory.
+        root: PathBuf,
+    },
     /// Another process has the store open.
     #[error("the store {} is in use by {}: stop that process, or talk to it through its admin listener", .root.display(), holder(*.pid, .admin.as_deref()))]
     Locked {
@@ -161,6 +167,7 @@ impl StoreError {
             | Self::NoRoom { .. }
             | Self::ReadOnlyFileSystem { .. }
             | Self::Io { .. }
+            | Self::Degraded { .. }
             | Self::Unstable { .. } => Class::Disk,
             Self::Locked { .. } | Self::NewerFormat { .. } | Self::Format { .. } | Self::OpenedReadOnly { .. } => {
                 Class::Policy

@@ -66,6 +66,12 @@ impl Landing {
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.0.read_exact_at(buffer, offset)
     }
+
+    /// The file mapped, at its `length` to be, for a socket's write(2). Only what the writer has taken already may be
+    /// looked at, or sent.
+    pub fn mapped(&self, length: u64) -> io::Result<Bytes> {
+        Ok(Mapped::new(self.0.try_clone()?, length)?.bytes().clone())
+    }
 }
 
 struct Draft {

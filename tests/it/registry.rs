@@ -52,7 +52,7 @@ fn with_user(registry: &ScriptedRegistry, user: &str, password: &str) -> Endpoin
 }
 
 fn budget() -> Budget {
-    Budget { deadline: Instant::now() + Duration::from_secs(20), requested: false }
+    Budget::within(Duration::from_secs(20))
 }
 
 fn repository() -> Repository {
@@ -172,7 +172,7 @@ async fn silence_ends_with_the_budget() {
     let registry = registry().await;
     registry.fault(|_| true, 1, Fault::Hang);
     let deadline = Instant::now() + Duration::from_millis(200);
-    let result = client().resolve(&at(&registry), &repository(), &tag(), Budget { deadline, requested: false }).await;
+    let result = client().resolve(&at(&registry), &repository(), &tag(), Budget::until(deadline)).await;
     assert_eq!(class(result), Class::Net);
     assert_eq!(registry.requests(), 1);
 }

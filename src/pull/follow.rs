@@ -1,0 +1,159 @@
+//! Reading a blob while it comes.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::{
+    PullError,
+    fill::{FillReader, Landed},
+    source::{ReadError, Source},
+};
+use crate::{class::Class, digest::Digest, flight::fill::End, store::Blob};
+
+/// One who reads a blob while it is filled; clones read on their own. While one lives, the fill is wanted.
+pub struct Follower {
+    reader: FillReader,
+    source: Arc<Source>,
+    digest: Digest,
+    number: u64,
+    patience: Option<Duration>,
+}
+
+/// Why a fill gives no more.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// The upstream died, or nothing comes any more. What was read so far is as good as it was: end the answer early
+    /// but in order, so that the client resumes.
+    #[error("the blob ends early")]
+    Cut(#[source] Arc<PullError>),
+    /// The bytes are not those of the digest: break the answer off.
+    #[error("the blob's bytes are wrong")]
+    Wrong(#[source] Arc<PullError>),
+    /// The reader fell behind a fill that is not kept, or the disk failed: end as for [`FillError::Cut`].
+    #[error("the blob cannot be read on")]
+    Read(#[from] ReadError),
+}
+
+impl FillError {
+    /// Whether bytes that were handed out already may be wrong, so that the client must not go on with them.
+    pub fn is_wrong(&self) -> bool {
+        matches!(self, Self::Wrong(_))
+    }
+
+    /// The class of failure.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Cut(e) | Self::Wrong(e) => e.class(),
+            Self::Read(_) => Class::Disk,
+        }
+    }
+
+    pub(super) fn of(error: Arc<PullError>) -> Self {
+        match error.class() {
+            Class::Digest | Class::Size => Self::Wrong(error),
+            _ => Self::Cut(error),
+        }
+    }
+}
+
+impl Follower {
+    pub(super) fn new(reader: FillReader, source: Arc<Source>, digest: Digest, patience: Option<Duration>) -> Self {
+        let number = source.enter();
+        Self { reader, source, digest, number, patience }
+    }
+
+    /// Whether bytes that it would begin with are gone.
+    pub(super) fn is_late(&self) -> bool {
+        !self.source.is_whole()
+    }
+
+    /// Whether the blob cannot be kept.
+    pub(super) fn is_passed(&self) -> bool {
+        self.source.is_in_memory()
+    }
+
+    /// The blob's name.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The blob's length in bytes.
+    pub fn size(&self) -> u64 {
+        self.source.size
+    }
+
+    /// Waits until bytes from `offset` on may be handed out, and says up to where (exclusive; the blob's size at its
+    /// end). The blob's last 64 KiB may be so only when the digest is right. Dropped before it is ready it has lost
+    /// nothing.
+    pub async fn readable(&mut self, offset: u64) -> Result<u64, FillError> {
+        let size = self.source.size;
+        if offset >= size {
+            return Ok(size);
+        }
+        self.source.wants(self.number, offset);
+        let mut seen = None;
+        loop {
+            // A change without enough in it is a sign of life.
+            let change = self.reader.until(|view| match view.end {
+                Some(End::Done(Ok(_))) => Some(Ok(size)),
+                Some(End::Done(Err(error))) if view.reached <= offset => Some(Err(Arc::clone(error))),
+                Some(End::Lost) if view.reached <= offset => Some(Err(Arc::new(PullError::Lost(self.digest)))),
+                _ if view.reached > offset || seen.is_none_or(|seen| view.reached > seen) => Some(Ok(view.reached)),
+                _ => None,
+            });
+            let reached = match self.patience {
+                None => change.await,
+                Some(patience) => timeout(patience, change)
+                    .await
+                    .unwrap_or_else(|_| Err(Arc::new(PullError::Silent(patience, self.digest)))),
+            };
+            let reached = reached.map_err(FillError::of)?;
+            if reached > offset {
+                return Ok(reached);
+            }
+            seen = Some(reached);
+        }
+    }
+
+    /// Some of the bytes `offset..end`, at least one of them, without a copy; `end` is at most what
+    /// [`Follower::readable`] gave. They may lie in a mapping: for a socket's write(2).
+    pub fn piece(&self, offset: u64, end: u64) -> Result<Bytes, FillError> {
+        Ok(self.source.piece(offset, end)?)
+    }
+
+    /// Copies the bytes from `offset` on out with pread, which may wait for the disk; they must be readable.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FillError> {
+        Ok(self.source.read(offset, buffer)?)
+    }
+
+    /// Waits for the end: the blob, or `None` where it was right but could not be kept.
+    pub async fn finished(&mut self) -> Result<Option<Blob>, FillError> {
+        self.reader
+            .until(|view| match view.end? {
+                End::Done(Ok(Landed { kept })) => Some(Ok(kept.as_ref().ok().cloned())),
+                End::Done(Err(error)) => Some(Err(FillError::of(Arc::clone(error)))),
+                End::Lost => Some(Err(FillError::Cut(Arc::new(PullError::Lost(self.digest))))),
+            })
+            .await
+    }
+}
+
+impl Clone for Follower {
+    fn clone(&self) -> Self {
+        Self::new(self.reader.clone(), Arc::clone(&self.source), self.digest, self.patience)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.source.leave(self.number);
+    }
+}
+
+impl std::fmt::Debug for Follower {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Follower").field("digest", &self.digest).field("size", &self.size()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,200 @@
+//! What of a fill can be read: bytes in a file of the store, and, where the disk takes no more, in memory.
+//!
+//! Bytes on the disk are read from the file's mapping and cost no memory. From the byte on where the disk refused, a
+//! fill is *passed through*: at most [`WINDOW`] bytes are kept, and the writer waits a moment for the slowest reader
+//! before it drops the oldest of them. A reader that is left behind then ends, and its client asks again.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{sync::Notify, time::timeout};
+
+use crate::store::Landing;
+
+/// How much of a fill that is passed through is in memory. More than the 64 KiB that wait for the digest and than the
+/// blobs that are verified before they are answered, so that these are always there whole.
+pub(super) const WINDOW: usize = 2 << 20;
+/// How long the writer waits for its slowest reader where the window is full.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The bytes of one fill.
+pub(super) struct Source {
+    pub size: u64,
+    file: Option<OnDisk>,
+    memory: Mutex<Memory>,
+    space: Notify,
+}
+
+struct OnDisk {
+    landing: Landing,
+    /// Empty where the file cannot be mapped.
+    mapped: Bytes,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// Where memory takes over from the disk; `None`: nowhere.
+    from: Option<u64>,
+    /// Where the first piece begins.
+    start: u64,
+    pieces: VecDeque<Bytes>,
+    held: usize,
+    /// What each reader wants next, by its number.
+    positions: HashMap<u64, u64>,
+    next_reader: u64,
+}
+
+/// A reader was left behind, or the disk cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The bytes are not kept any longer.
+    #[error("the disk is full, and these bytes have gone by")]
+    Gone,
+    /// The disk.
+    #[error("what was written cannot be read")]
+    Disk(#[source] io::Error),
+}
+
+impl Source {
+    /// A source whose bytes go to a file.
+    pub fn on_disk(size: u64, landing: Landing) -> Self {
+        let mapped = landing.mapped(size).unwrap_or_default();
+        Self { size, file: Some(OnDisk { landing, mapped }), memory: Mutex::default(), space: Notify::new() }
+    }
+
+    /// A source whose bytes pass through memory only.
+    pub fn in_memory(size: u64) -> Self {
+        let memory = Memory { from: Some(0), ..Memory::default() };
+        Self { size, file: None, memory: Mutex::new(memory), space: Notify::new() }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From `offset` on the bytes are in memory only.
+    pub fn overflow(&self, offset: u64) {
+        let mut memory = self.memory();
+        memory.from = Some(offset);
+        memory.start = offset;
+    }
+
+    /// Whether a reader that comes now can have all of it.
+    pub fn is_whole(&self) -> bool {
+        let memory = self.memory();
+        memory.from.is_none_or(|from| memory.start == from)
+    }
+
+    /// Whether some of it is in memory only.
+    pub fn is_in_memory(&self) -> bool {
+        self.memory().from.is_some()
+    }
+
+    /// Takes the next bytes into memory; waits a moment for readers that would be left behind.
+    pub async fn push(&self, data: Bytes) {
+        let full = |memory: &Memory| {
+            let slowest = memory.positions.values().min().copied().unwrap_or(u64::MAX);
+            memory.held + data.len() > WINDOW
+                && slowest < memory.start + memory.pieces.front().map_or(0, Bytes::len) as u64
+        };
+        let _ = timeout(PATIENCE, async {
+            loop {
+                let space = self.space.notified();
+                if !full(&self.memory()) {
+                    return;
+                }
+                space.await;
+            }
+        })
+        .await;
+        let mut memory = self.memory();
+        memory.held += data.len();
+        memory.pieces.push_back(data);
+        while memory.held > WINDOW
+            && let Some(oldest) = memory.pieces.pop_front()
+        {
+            memory.held -= oldest.len();
+            memory.start += oldest.len() as u64;
+        }
+    }
+
+    /// A reader's number; it wants the first byte.
+    pub fn enter(&self) -> u64 {
+        let mut memory = self.memory();
+        memory.next_reader += 1;
+        let number = memory.next_reader;
+        memory.positions.insert(number, 0);
+        number
+    }
+
+    /// What a reader wants next.
+    pub fn wants(&self, reader: u64, offset: u64) {
+        let mut memory = self.memory();
+        memory.positions.insert(reader, offset);
+        if memory.from.is_some() {
+            drop(memory);
+            self.space.notify_one();
+        }
+    }
+
+    /// A reader is gone.
+    pub fn leave(&self, reader: u64) {
+        self.memory().positions.remove(&reader);
+        self.space.notify_one();
+    }
+
+    /// Some of the bytes `offset..end`, at least one; all of them must have been written. Does not copy.
+    pub fn piece(&self, offset: u64, end: u64) -> Result<Bytes, ReadError> {
+        let memory = self.memory();
+        let on_disk = memory.from.unwrap_or(u64::MAX);
+        if offset < on_disk {
+            drop(memory);
+            let file = self.file.as_ref().ok_or(ReadError::Gone)?;
+            let end = end.min(on_disk);
+            if !file.mapped.is_empty() {
+                return Ok(file.mapped.slice(offset as usize..end as usize));
+            }
+            let mut buffer = BytesMut::zeroed((end - offset).min(64 << 10) as usize);
+            file.landing.read(offset, &mut buffer).map_err(ReadError::Disk)?;
+            return Ok(buffer.freeze());
+        }
+        if offset < memory.start {
+            return Err(ReadError::Gone);
+        }
+        let mut at = memory.start;
+        for piece in &memory.pieces {
+            let next = at + piece.len() as u64;
+            if offset < next {
+                let end = end.min(next);
+                return Ok(piece.slice((offset - at) as usize..(end - at) as usize));
+            }
+            at = next;
+        }
+        Err(ReadError::Gone)
+    }
+
+    /// Copies the bytes from `offset` on out with pread; all of them must have been written.
+    pub fn read(&self, mut offset: u64, mut buffer: &mut [u8]) -> Result<(), ReadError> {
+        while !buffer.is_empty() {
+            let on_disk = self.memory().from.unwrap_or(u64::MAX);
+            let taken = if offset < on_disk {
+                let file = self.file.as_ref().ok_or(ReadError::Gone)?;
+                let length = (on_disk - offset).min(buffer.len() as u64) as usize;
+                file.landing.read(offset, &mut buffer[..length]).map_err(ReadError::Disk)?;
+                length
+            } else {
+                let piece = self.piece(offset, offset + buffer.len() as u64)?;
+                buffer[..piece.len()].copy_from_slice(&piece);
+                piece.len()
+            };
+            offset += taken as u64;
+            buffer = &mut buffer[taken..];
+        }
+        Ok(())
+    }
+}
