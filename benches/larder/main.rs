@@ -9,11 +9,7 @@ mod programs;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group};
 use larder::{
