@@ -6,8 +6,8 @@
 //! made before a blob is written: the least recently used go first (ties by digest), one larger than the whole budget
 //! before all others, and none that a root, a link, a pin or a lease names, or that somebody reads just now. Where
 //! that is not enough, one blob over the budget is admitted, and the next refused with [`StoreError::NoRoom`]. A disk
-//! that is full all the same is answered in the same way: what was set aside for a look goes, others are evicted, and
-//! what failed is tried once more.
+//! that is full all the same is answered in the same way: what was set aside for a look goes, and shared files that no
+//! tree links to, others are evicted, and what failed is tried once more.
 //!
 //! How it stays safe while others write: a round of evictions raises the same flag as a collection (gc.rs) before it
 //! reads what is named, so whatever is named after that was leased meanwhile, and stays. Evicting unlinks: who has the
@@ -53,8 +53,8 @@ const HEADROOM_BYTES: &str = "store.headroomBytes";
 const MOST_HEADROOM: u64 = 512 << 20;
 /// How many candidates are remembered: 80 bytes each.
 const CANDIDATES: usize = 8192;
-/// After a full listing that took this long or longer and did not find enough, the next one waits twenty times as long.
-const LONG_LISTING: Duration = Duration::from_millis(100);
+/// After a look through everything that took this long or longer, the next one waits twenty times as long.
+const LONG: Duration = Duration::from_millis(100);
 /// What is evicted at least when the disk is full: less would not pay the round.
 const LEAST: u64 = 256 << 10;
 /// How many blobs are evicted when there are no inodes left.
@@ -80,6 +80,11 @@ pub struct Evicted {
 
 type Roots = Box<dyn Fn() -> Vec<Digest> + Send + Sync>;
 
+/// How long not to look through everything again.
+fn pause_after(took: Duration) -> Option<Duration> {
+    (took >= LONG).then(|| took * 20)
+}
+
 struct Limits {
     max: Option<u64>,
     headroom: u64,
@@ -93,6 +98,8 @@ pub(super) struct Eviction {
     named: Mutex<Option<Named>>,
     /// Held for the length of a round.
     queue: Mutex<Queue>,
+    /// When the shared files may be looked through again.
+    files_not_before: Mutex<Option<Instant>>,
 }
 
 /// Candidates, the first to go first.
@@ -182,7 +189,7 @@ impl Store {
         if limits.headroom == 0 || lack()? == 0 {
             return Ok(0);
         }
-        self.clear_quarantine(0, 0)?;
+        self.clear_unused()?;
         self.evict(limits, Why::Headroom, || Ok(Lack { bytes: lack()?, files: 0 }))?;
         lack()
     }
@@ -322,8 +329,8 @@ impl Store {
                 }
             }
         }
-        if queue.next.is_empty() && start.elapsed() >= LONG_LISTING {
-            queue.not_before = Some(start + start.elapsed() * 20);
+        if queue.next.is_empty() {
+            queue.not_before = pause_after(start.elapsed()).map(|pause| Instant::now() + pause);
         }
         Ok(!queue.next.is_empty())
     }

@@ -208,6 +208,16 @@ impl Store {
         Ok(())
     }
 
+    /// Removes the shared files that no tree links to now, however lately one did: for a disk that is full.
+    pub(super) fn collect_unused_files(&self) -> Result<Collected, StoreError> {
+        let limits = Limits { now: 0, unreferenced: 0, pushed: 0 };
+        let mut collected = Collected::default();
+        for index in 512..SHARDS {
+            self.collect_files(index, &limits, &mut collected)?;
+        }
+        Ok(collected)
+    }
+
     fn collect_files(&self, index: usize, limits: &Limits, collected: &mut Collected) -> Result<(), StoreError> {
         let directory = directory(index);
         let first = (index % 256) as u8;

@@ -162,9 +162,6 @@ impl Store {
         let (inner, path) = (&self.0, blob_path(digest));
         let error = |action, e: Errno| inner.layout.error(action, &path, e);
         rustix::fs::fchmod(&file.file, Mode::RUSR | Mode::RGRP | Mode::ROTH).map_err(|e| error("protect", e))?;
-        if durability == Durability::Now {
-            self.sync_file(&file.file, &path)?;
-        }
         let mut retried = false;
         // Whoever else writes the same bytes, or puts a bad file aside, may come in between; not for ever.
         for _ in 0..8 {
@@ -186,6 +183,10 @@ impl Store {
                 if let Some(blob) = self.get(digest)? {
                     if durability == Durability::Now {
                         self.make_durable(&blob)?;
+                        // Whoever linked it takes it away again where its own sync failed.
+                        if !self.leads_to(digest, blob.identity()) {
+                            continue;
+                        }
                     }
                     return Ok(blob);
                 }
@@ -195,7 +196,10 @@ impl Store {
             let id = Identity::of(&file.file).map_err(|e| inner.layout.error("look at", &path, e))?;
             match durability {
                 Durability::Now => {
-                    if let Err(error) = self.sync_directory_of(digest) {
+                    // After linking: one commit of the file system's journal then has the bytes and the name, and the
+                    // directory's sync finds nothing left to do. What a power loss leaves before that is not trusted.
+                    let synced = self.sync_file(&file.file, &path);
+                    if let Err(error) = synced.and_then(|()| self.sync_directory_of(digest)) {
                         self.drop_blob(digest, id);
                         return Err(error);
                     }
@@ -219,13 +223,18 @@ impl Store {
         StoreError::Unstable { digest: *digest, root: self.root().to_path_buf() }
     }
 
+    /// Whether the name still leads to that file.
+    fn leads_to(&self, digest: &Digest, id: Identity) -> bool {
+        let stat = self.0.layout.stat(&blob_path(digest)).ok().flatten();
+        stat.is_some_and(|stat| Identity::from_stat(&stat).ino == id.ino)
+    }
+
     /// Takes away a file that was just linked and may not be on the disk.
     fn drop_blob(&self, digest: &Digest, id: Identity) {
         let inner = &self.0;
         let path = blob_path(digest);
         let mut shard = inner.shards.of_blob(digest);
-        let same = inner.layout.stat(&path).ok().flatten().is_some_and(|s| Identity::from_stat(&s).ino == id.ino);
-        if same && inner.layout.remove_file(&path).unwrap_or(false) {
+        if self.leads_to(digest, id) && inner.layout.remove_file(&path).unwrap_or(false) {
             shard.removed(id.size);
         }
         drop(shard);

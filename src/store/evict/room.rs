@@ -1,6 +1,8 @@
 //! Room for a writer: within the bounds before it begins, and on a disk that turns out to be full.
 
-use super::{HEADROOM_BYTES, LEAST, LEAST_FILES, Lack, MAX_BYTES, Queue, Why};
+use std::time::Instant;
+
+use super::{HEADROOM_BYTES, LEAST, LEAST_FILES, Lack, MAX_BYTES, Queue, Why, pause_after};
 use crate::store::{Store, StoreError, layout::lock, quota::Admit};
 
 /// Bytes set aside for a writer; given back when dropped.
@@ -77,7 +79,7 @@ impl Store {
     /// The disk is full: whether there is more room now.
     pub(in crate::store) fn make_room(&self, size: u64) -> bool {
         let made = || -> Result<bool, StoreError> {
-            let cleared = self.clear_quarantine(0, 0)?;
+            let cleared = self.clear_unused()?;
             let Some(limits) = self.limits() else { return Ok(cleared > 0) };
             let evicted = self.evict(&limits, Why::Full, || {
                 let disk = self.disk()?;
@@ -94,6 +96,19 @@ impl Store {
             tracing::warn!(%error, "the disk is full, and no room can be made");
             false
         })
+    }
+
+    /// Removes what nobody would miss: what was put aside for a look, and shared files that no tree links to; bytes.
+    pub(super) fn clear_unused(&self) -> Result<u64, StoreError> {
+        let cleared = self.clear_quarantine(0, 0)?;
+        let mut not_before = lock(&self.0.eviction.files_not_before);
+        let start = Instant::now();
+        if not_before.is_some_and(|at| start < at) {
+            return Ok(cleared);
+        }
+        let files = self.collect_unused_files()?.bytes;
+        *not_before = pause_after(start.elapsed()).map(|pause| Instant::now() + pause);
+        Ok(cleared + files)
     }
 
     pub(super) fn disk(&self) -> Result<Disk, StoreError> {

@@ -28,7 +28,7 @@ const KIND: &str = "OCIRepository";
 const SF: &str = "ArchiveOperationFailed";
 
 /// Bytes that do not compress.
-fn noise(seed: u64, length: usize) -> String {
+pub fn noise(seed: u64, length: usize) -> String {
     let mut random = fastrand::Rng::with_seed(seed);
     std::iter::repeat_with(|| random.alphanumeric()).take(length).collect()
 }
@@ -38,10 +38,10 @@ fn large(seed: u64) -> Files {
 }
 
 /// A small file system, gone when dropped.
-struct Tmpfs(PathBuf);
+pub struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    fn mount(at: &Path) -> Self {
+    pub fn mount(at: &Path) -> Self {
         fs::create_dir_all(at).unwrap();
         mount(&["-t", "tmpfs", "-o", "size=4m,mode=0700", "larder-test", at.to_str().unwrap()]);
         Self(at.to_owned())

@@ -18,6 +18,7 @@
 //! | D2 and D3 in the store, K2, K3 (power loss) | `src/store/tests.rs`, `src/store/model.rs` |
 //! | TLS 1.1 | nowhere: rustls has none |
 
+mod budget;
 mod clients;
 mod content;
 mod disk;
