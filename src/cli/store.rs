@@ -107,7 +107,11 @@ async fn info(arguments: Info) -> anyhow::Result<()> {
         &["WHAT", "COUNT", "BYTES"],
         &[row("blobs", usage.blobs.count, usage.blobs.bytes), row("files", usage.files.count, usage.files.bytes)],
     )?;
-    println!("kept {} for {} that is served", output::bytes(usage.physical), output::bytes(usage.logical));
+    println!(
+        "kept {} in all; the published trees and local repositories would take {} if they shared nothing",
+        output::bytes(usage.physical),
+        output::bytes(usage.logical)
+    );
     Ok(())
 }
 

@@ -291,6 +291,7 @@ async fn publish_tree(shared: &Arc<Shared>, key: &Key, obtained: &Arc<Obtained>)
         let hex = obtained.built.digest().hex();
         let mut tree = store.begin_tree(&key.namespace, &key.name, &hex)?;
         tree.write_manifest(&obtained.manifest.bytes)?;
+        tree.add_bytes(obtained.built.blob.len());
         if let Some(contents) = &obtained.built.tree {
             contents.write_published(&store, tree.contents())?;
             tree.add_bytes(contents.logical_bytes());

@@ -284,7 +284,7 @@ impl TreeWriter {
         Ok(())
     }
 
-    /// Says that the tree stands for so many bytes more: its files, and the blobs it was made from.
+    /// Says that the tree stands for so many bytes more: its files, and its artifact.
     pub fn add_bytes(&mut self, bytes: u64) {
         self.bytes += bytes;
     }

@@ -13,9 +13,9 @@ pub struct Usage {
     pub blobs: Count,
     /// Under `files/`.
     pub files: Count,
-    /// Bytes that the published trees and the local repositories' manifests stand for, were nothing shared: for each
-    /// tree the sizes of its files, of its manifest, and of the blobs it was made from; for each manifest of a local
-    /// repository its own size and those of the blobs it refers to.
+    /// What would be kept for the published trees and the local repositories' manifests were nothing shared: for each
+    /// tree the sizes of its files, of its manifest and of its artifact; for each manifest of a local repository its own
+    /// size and those of the blobs it refers to. What is only cached is not in it.
     pub logical: u64,
     /// Bytes kept: `blobs.bytes + files.bytes`.
     pub physical: u64,
