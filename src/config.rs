@@ -150,7 +150,6 @@ impl Config {
     /// The settings that are made but of no effect in this version, each as it is written in the file: `larder serve`
     /// refuses to start with any of them, since a limit or an access rule that is passed over is worse than none.
     pub fn unsupported(&self) -> Vec<&'static str> {
-        let registry = &self.registry;
         [
             ("kubernetes", self.kubernetes),
             ("watchLabelSelector", self.watch_label_selector.is_some()),
@@ -158,7 +157,6 @@ impl Config {
             ("mirrorListen", !self.mirror_listen.is_empty()),
             ("tagTtl", self.tag_ttl != FluxDuration::from_secs(60)),
             ("negativeTtl", self.negative_ttl != FluxDuration::from_secs(30)),
-            ("registry.tls", registry.tls.is_some()),
         ]
         .into_iter()
         .filter_map(|(name, set)| set.then_some(name))

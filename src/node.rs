@@ -32,10 +32,10 @@ use crate::{
     reconciler::{self, NotDone, Reconciler, Rendering},
     registry::{self, Client, ProxyEnvironment, RegistryError},
     server::{
-        Admin, Artifacts, Bound, Control, Handler, Limits, Refusal, Registry,
+        Admin, Artifacts, Bound, Control, Handler, Limits, Refusal, Registry, Tls, TlsError, Workers,
         listener::BindError,
         registry::access::{self, Access},
-        serve,
+        serve, tls,
     },
     shutdown::Shutdown,
     store::{Bounds, Store, StoreError, UNREFERENCED_FOR},
@@ -56,6 +56,8 @@ pub struct Node {
     admin: SocketAddr,
     shutdown: Shutdown,
     serving: tokio::sync::Mutex<JoinSet<()>>,
+    /// The threads that serve connections; they end with the daemon.
+    _workers: Arc<Workers>,
 }
 
 /// What a daemon must know of the process around it, which only the command line reads.
@@ -100,6 +102,12 @@ pub enum NodeError {
         /// Why.
         reason: String,
     },
+    /// The registry listener's certificate.
+    #[error("registry.tls cannot be used")]
+    Tls(#[source] TlsError),
+    /// The threads that serve.
+    #[error("cannot start threads to serve connections")]
+    Workers(#[source] std::io::Error),
     /// Settings of a later version.
     #[error("this version does not do: {}; remove it from the command line, the environment or the file", .0.join(", "))]
     Unsupported(Vec<&'static str>),
@@ -132,11 +140,18 @@ impl Node {
         }
         let root = config.data.clone();
         let store = blocking::io(move || Store::open(&root)).await?;
+        let workers = Arc::new(Workers::start().map_err(NodeError::Workers)?);
+        let bind = async |address| Ok::<_, NodeError>(bind(address).await?.with_workers(Arc::clone(&workers)));
         let registry = bind(&config.registry_listen).await?;
         let artifacts = bind(&config.artifact_listen).await?;
         let admin = bind(&config.admin_listen).await?;
         let users = config.access();
         let access = blocking::io(move || Access::open(users)).await?;
+        let tls = load_tls(&config).await?;
+        let registry = match &tls {
+            Some(tls) => registry.with_tls(tls.clone()),
+            None => registry,
+        };
         let admin_token = match &config.admin_token_file {
             Some(path) => Some(read_token(path)?),
             None => None,
@@ -150,8 +165,10 @@ impl Node {
         let published = Published::default();
         let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let mut insecure_registries: Vec<_> = config.insecure_registries.iter().filter_map(as_registry).collect();
-        // The embedded registry speaks plain http, and everybody who may write objects here may know it.
-        insecure_registries.extend(registry.address().to_string().parse::<oci::Registry>());
+        if tls.is_none() {
+            // The embedded registry speaks plain http then, and everybody who may write objects here may know it.
+            insecure_registries.extend(registry.address().to_string().parse::<oci::Registry>());
+        }
         let reconciling = reconciler::Config {
             advertise: config.artifact_base(artifacts.address(), &hostname),
             concurrency: config.concurrency,
@@ -175,6 +192,7 @@ impl Node {
             store: store.clone(),
             shutdown: shutdown.clone(),
             serving: tokio::sync::Mutex::default(),
+            _workers: workers,
         };
         store.set_admin_address(Some(&node.admin.to_string()))?;
         let control = Arc::new(Controls { reconciler: reconciler.clone(), store: store.clone(), puller });
@@ -195,6 +213,9 @@ impl Node {
             };
             let named = reconciler.clone();
             store.bind(bounds, move || named.roots())?;
+            if let Some(tls) = tls {
+                serving.spawn(tls.follow(shutdown.clone()));
+            }
             serving.spawn(reconciler.run(changes));
             serving.spawn(upkeep::trim(store.clone(), shutdown.clone()));
             serving.spawn(upkeep::scrub(store.clone(), config.store_scrub_bytes_per_second.0, shutdown.clone()));
@@ -269,6 +290,13 @@ async fn bind(address: &Address) -> Result<Bound, NodeError> {
         }
     }
     Err(last.map_or_else(|| wrong("it has no address".into()), NodeError::Bind))
+}
+
+/// The registry listener's TLS, where it is to have any.
+async fn load_tls(config: &Config) -> Result<Option<Tls>, NodeError> {
+    let Some(settings) = config.registry.tls.clone() else { return Ok(None) };
+    let files = tls::Files { cert: settings.cert, key: settings.key, client_ca: settings.client_ca };
+    blocking::io(move || Tls::load(files)).await.map(Some).map_err(NodeError::Tls)
 }
 
 fn as_registry(host: &HostPort) -> Option<oci::Registry> {

@@ -102,15 +102,7 @@ fn what_has_no_effect_yet_is_named() {
     let config = check(text).unwrap();
     assert_eq!(
         config.unsupported(),
-        [
-            "kubernetes",
-            "watchLabelSelector",
-            "upstreams",
-            "mirrorListen",
-            "tagTtl",
-            "negativeTtl",
-            "registry.tls",
-        ]
+        ["kubernetes", "watchLabelSelector", "upstreams", "mirrorListen", "tagTtl", "negativeTtl",]
     );
     assert_eq!(config.store_max_bytes, Some(ByteSize(10 << 30)));
     assert!(config.local_repositories());

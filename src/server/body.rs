@@ -10,6 +10,9 @@
 //! (END_STREAM short of Content-Length), so that clients that resume do. If its bytes were wrong, the body ends with an
 //! error: hyper resets the HTTP/2 stream, and on HTTP/1.1 the connection ends as it is.
 //!
+//! Where user space reads what is sent (TLS, HTTP/2), a blob goes out as copies made with pread, which can fail where a
+//! mapping can only kill: in small pieces, each made when the connection has room for it, in buffers that are used again.
+//!
 //! Whatever a body is, dropping it counts the request ([`metrics::served`]) with the bytes that were handed over.
 
 use std::{
@@ -26,6 +29,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
     following::Following,
+    pieces,
     prepared::{self, WINDOW},
     watch::Activity,
 };
@@ -72,7 +76,7 @@ impl Body {
     /// The bytes `start..end` of a blob; both at most its length.
     pub fn blob(blob: Blob, start: u64, end: u64) -> Self {
         let bytes = blob.mapped();
-        Self::new(Inner::Blob(BlobBody { blob, bytes, at: start, end, warm: start, warming: None }))
+        Self::new(Inner::Blob(BlobBody { blob, bytes, at: start, end, warm: start, warming: None, pieces: None }))
     }
 
     /// The bytes `start..end` of a blob that is coming; both at most its length.
@@ -95,8 +99,12 @@ impl Body {
         self
     }
 
-    /// The listener takes the body: from here on it counts.
-    pub(super) fn account(&mut self, listener: metrics::Listener, activity: Arc<Activity>) {
+    /// The connection takes the body: from here on it counts. With `pieces` blobs are copied, so many bytes at a time.
+    pub(super) fn account(&mut self, listener: metrics::Listener, activity: Arc<Activity>, pieces: Option<usize>) {
+        if let Inner::Blob(blob) = &mut self.inner {
+            blob.pieces = pieces.map(|bytes| bytes as u64);
+        }
+        activity.answer_begun();
         self.account = Some(Account { listener, activity });
     }
 }
@@ -105,7 +113,7 @@ impl Drop for Body {
     fn drop(&mut self) {
         if let Some(Account { listener, activity }) = &self.account {
             metrics::served(*listener, self.outcome, self.sent);
-            activity.request_done();
+            activity.answer_done();
         }
     }
 }
@@ -126,7 +134,7 @@ impl HttpBody for Body {
                 }
                 Ok(bytes)
             }
-            Inner::Blob(blob) => match std::task::ready!(blob.poll_window(cx)) {
+            Inner::Blob(blob) => match std::task::ready!(blob.poll_piece(cx)) {
                 Some(piece) => piece,
                 None => return Poll::Ready(None),
             },
@@ -194,19 +202,23 @@ struct BlobBody {
     warm: u64,
     /// Reads pages in, up to the offset beside it.
     warming: Option<(u64, Warming)>,
+    /// The longest copy; `None` where the mapping itself goes out.
+    pieces: Option<u64>,
 }
 
 type Warming = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
 impl BlobBody {
-    /// The next window, as soon as its pages are in memory.
-    fn poll_window(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+    /// The next piece, as soon as its pages are in memory: a window of the mapping, or a copy of less.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         if self.at >= self.end {
             return Poll::Ready(None);
         }
-        let stop = self.end.min(window_end(self.at));
+        let window = self.end.min(window_end(self.at));
+        // Windows are multiples of all lengths of pieces, which begin at multiples of theirs.
+        let stop = self.pieces.map_or(window, |length| window.min((self.at / length + 1) * length));
         if self.warm < stop {
-            self.begin_warming(stop);
+            self.begin_warming(window);
         }
         if let Some((until, warming)) = &mut self.warming {
             let until = *until;
@@ -217,20 +229,30 @@ impl BlobBody {
                 Poll::Ready(done) => {
                     self.warming = None;
                     if let Err(error) = done {
-                        tracing::warn!(digest = %self.blob.digest(), %error, "a blob cannot be read; its answer ends here");
+                        self.tell(&error);
                         return Poll::Ready(Some(Err(error)));
                     }
                     self.warm = until;
                 }
             }
         }
-        let piece = self.bytes.slice(self.at as usize..stop as usize);
+        let piece = match self.pieces {
+            None => Ok(self.bytes.slice(self.at as usize..stop as usize)),
+            Some(_) => pieces::fill((stop - self.at) as usize, |buffer| self.blob.read(self.at, buffer)),
+        };
+        if let Err(error) = &piece {
+            self.tell(error);
+        }
         self.at = stop;
         if self.at < self.end {
             // Now, so that the disk works while this window is being sent.
             self.begin_warming(self.end.min(window_end(self.at)));
         }
-        Poll::Ready(Some(Ok(piece)))
+        Poll::Ready(Some(piece))
+    }
+
+    fn tell(&self, error: &io::Error) {
+        tracing::warn!(digest = %self.blob.digest(), %error, "a blob cannot be read; its answer ends here");
     }
 
     /// Sees to it that the pages up to `stop` come into memory.
@@ -293,6 +315,46 @@ mod tests {
             assert_eq!(lengths, pieces, "{start}..{end}");
             assert!(sent == content[start as usize..end as usize], "{start}..{end}");
         }
+    }
+
+    #[tokio::test]
+    async fn copies_are_made_in_pieces_and_fail_where_the_file_has_become_shorter() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(directory.path()).unwrap();
+        let content: Vec<u8> = (0..WINDOW + 100_000).map(|i| (i / 7) as u8).collect();
+        let digest = crate::digest::Digest::sha256(&content);
+        let blob = store.put(digest, &content, crate::store::Durability::Soon).unwrap();
+        let copied = |start, end| {
+            let mut body = Body::blob(blob.clone(), start, end);
+            body.account(metrics::Listener::Admin, Arc::default(), Some(32 << 10));
+            body
+        };
+        let length = blob.len();
+        for (start, end) in [(0, length), (0, 1), (5, 40_000), (WINDOW - 1, WINDOW + 1), (length, length)] {
+            let mut body = copied(start, end);
+            let mut sent = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let data = frame.unwrap().into_data().unwrap();
+                assert!(data.len() <= 32 << 10);
+                sent.extend_from_slice(&data);
+            }
+            assert!(sent == content[start as usize..end as usize], "{start}..{end}");
+        }
+        let mut body = copied(0, length);
+        body.frame().await.unwrap().unwrap();
+        let hex = digest.hex();
+        let path = directory.path().join("blobs/sha256").join(&hex[..2]).join(&hex);
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(&path, permissions).unwrap();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(40_000).unwrap();
+        let mut failed = false;
+        while let Some(frame) = body.frame().await {
+            failed |= frame.is_err();
+            if failed {
+                break;
+            }
+        }
+        assert!(failed);
     }
 
     #[tokio::test]

@@ -1,53 +1,37 @@
-//! A listener: accepts connections, speaks HTTP/1.1 on them, holds everybody to the limits, and drains at the end.
+//! A listener: accepts connections, has HTTP spoken on them, holds everybody to the limits, and drains at the end.
 //!
-//! A [`Handler`] sees requests that are whole, bounded and unambiguous, one at a time per connection; everything that a
-//! client can do to a connection before that is dealt with here. Limits are kept by `watch`, without a clock on the
+//! A [`Handler`] sees requests that are whole, bounded and unambiguous; everything that a
+//! client can do to a connection before that is dealt with here and in `connection`. Limits are kept by `watch`, without a clock on the
 //! path of a request. When places or file descriptors run out, accepting pauses: clients wait in the kernel's queue,
 //! idle connections make room, nothing is dropped and nothing spins (hardening.md, row D7).
 //!
-//! Answers go out with `writev` from where the bytes lie. That matters beyond speed: a blob's pages must be touched by
-//! the kernel only, which turns a page that cannot be read into an error of the write. A transport that reads its
-//! input in user space (TLS) must copy blobs with pread instead; it belongs where [`serve`] makes the stream.
+//! A listener may speak TLS ([`Bound::with_tls`]), and may hand its connections to threads of their own
+//! ([`Bound::with_workers`]). What is spoken on a connection is settled in `connection`.
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use http::{Method, Request, Response, StatusCode, Version, header};
-use hyper::{
-    body::{Body as _, Incoming},
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::rt::TokioIo;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket},
     sync::Semaphore,
 };
 
 use super::{
     body::Body,
-    reply,
+    connection,
+    tls::Tls,
     watch::{Activity, Verdict, Watchdog},
+    workers::Workers,
 };
-use crate::{class::Class, metrics, shutdown::Shutdown};
+use crate::{metrics, shutdown::Shutdown};
 
-/// The longest request target taken, in bytes: 414 past it.
-const MAX_TARGET: usize = 8 << 10;
-/// The longest header line taken, in bytes: 431 past it.
-const MAX_HEADER_LINE: usize = 8 << 10;
-/// The largest request head taken, in bytes: 431 past it.
-const MAX_HEAD: usize = 64 << 10;
-/// The most header lines taken: 431 past it.
-const MAX_HEADERS: usize = 100;
-/// How much of a request's body is buffered before it is read, in bytes.
-const MAX_BUFFER: usize = 256 << 10;
 /// How many connections wait in the kernel's queue to be accepted.
 const BACKLOG: u32 = 1024;
 /// How long accepting pauses when the process has no file descriptor left.
@@ -121,6 +105,8 @@ impl Limits {
 pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<Tls>,
+    workers: Option<Arc<Workers>>,
 }
 
 /// Why an address cannot be listened on.
@@ -142,9 +128,19 @@ impl Bound {
             socket.bind(address)?;
             let listener = socket.listen(BACKLOG)?;
             let address = listener.local_addr()?;
-            Ok(Self { listener, address })
+            Ok(Self { listener, address, tls: None, workers: None })
         };
         bind().map_err(|source| BindError { address, source })
+    }
+
+    /// Speaks TLS on its connections.
+    pub fn with_tls(self, tls: Tls) -> Self {
+        Self { tls: Some(tls), ..self }
+    }
+
+    /// Serves its connections on these threads instead of those of the runtime that [`serve`] runs on.
+    pub fn with_workers(self, workers: Arc<Workers>) -> Self {
+        Self { workers: Some(workers), ..self }
     }
 
     /// The address, with the port that was taken.
@@ -157,7 +153,7 @@ impl Bound {
 pub async fn serve<H: Handler>(bound: Bound, handler: Arc<H>, limits: Limits, shutdown: Shutdown) {
     let watchdog = Arc::new(Watchdog::default());
     let places = Arc::new(Semaphore::new(limits.connections));
-    let accept = accept(&bound.listener, &handler, &limits, &watchdog, &places);
+    let accept = accept(&bound, &handler, &limits, &watchdog, &places);
     tokio::select! {
         () = shutdown.wait() => {}
         () = accept => {}
@@ -180,7 +176,7 @@ pub async fn serve<H: Handler>(bound: Bound, handler: Arc<H>, limits: Limits, sh
 }
 
 async fn accept<H: Handler>(
-    listener: &TcpListener,
+    bound: &Bound,
     handler: &Arc<H>,
     limits: &Limits,
     watchdog: &Arc<Watchdog>,
@@ -201,7 +197,7 @@ async fn accept<H: Handler>(
                 wait_for_place(places, watchdog, limits).await
             }
         };
-        let (stream, from) = match listener.accept().await {
+        let (stream, from) = match bound.listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) if is_shortage(&error) => {
                 warn("no file descriptor or memory for a new connection; accepting pauses", Some(&error));
@@ -218,9 +214,34 @@ async fn accept<H: Handler>(
         let activity = Arc::new(Activity::default());
         watchdog.watch(Arc::clone(&activity));
         let handler = Arc::clone(handler);
-        tokio::spawn(async move {
-            let peer = Peer { address: from.ip().to_canonical(), encrypted: false };
-            connection(stream, peer, handler, &activity).await;
+        let tls = bound.tls.clone();
+        let peer = Peer { address: from.ip().to_canonical(), encrypted: tls.is_some() };
+        // Answers are written whole; waiting for more to send only delays them.
+        let _ = stream.set_nodelay(true);
+        let Some(workers) = &bound.workers else {
+            tokio::spawn(async move {
+                connection::run(stream, tls, peer, handler, &activity).await;
+                activity.end();
+                drop(place);
+            });
+            continue;
+        };
+        // The socket leaves this runtime for the one of its thread.
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
+            Err(error) => {
+                activity.end();
+                tracing::debug!(listener = H::LISTENER.label(), %error, "a connection could not be handed over");
+                continue;
+            }
+        };
+        workers.spawn(move || async move {
+            match tokio::net::TcpStream::from_std(stream) {
+                Ok(stream) => connection::run(stream, tls, peer, handler, &activity).await,
+                Err(error) => {
+                    tracing::debug!(listener = H::LISTENER.label(), %error, "a connection could not be taken over");
+                }
+            }
             activity.end();
             drop(place);
         });
@@ -249,161 +270,4 @@ async fn wait_for_place(
 fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
-}
-
-/// What the requests of one connection share, so that a request touches no counter that other connections touch.
-struct Shared<H> {
-    handler: Arc<H>,
-    peer: Peer,
-    activity: Arc<Activity>,
-}
-
-/// Serves one connection to its end.
-async fn connection<H: Handler>(stream: TcpStream, peer: Peer, handler: Arc<H>, activity: &Arc<Activity>) {
-    // Answers are written whole; waiting for more to send only delays them.
-    let _ = stream.set_nodelay(true);
-    let shared = Arc::new(Shared { handler, peer, activity: Arc::clone(activity) });
-    let service = service_fn(move |request: Request<Incoming>| {
-        let shared = Arc::clone(&shared);
-        shared.activity.request_begun();
-        async move { Ok::<_, std::convert::Infallible>(respond(&shared, request).await) }
-    });
-    let io = TokioIo::new(Watched { stream, activity: Arc::clone(activity) });
-    let mut connection = pin!(
-        http1::Builder::new()
-            // `watch` keeps this limit for all connections with one timer.
-            .header_read_timeout(None)
-            .max_headers(MAX_HEADERS)
-            .max_header_size(MAX_HEAD)
-            .max_buf_size(MAX_BUFFER)
-            // The mapping must reach writev as it is: see the module's documentation.
-            .writev(true)
-            .serve_connection(io, service)
-    );
-    let mut registered = false;
-    let mut draining = false;
-    let result = std::future::poll_fn(|cx| {
-        if !registered {
-            activity.register(cx.waker());
-            registered = true;
-        }
-        match activity.verdict() {
-            Verdict::Live => {}
-            Verdict::Drain if draining => {}
-            Verdict::Drain => {
-                draining = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            Verdict::Close => return Poll::Ready(Ok(())),
-        }
-        connection.as_mut().poll(cx)
-    })
-    .await;
-    if let Err(error) = result {
-        // A client's doing as a rule: it went away, or sent something that is not HTTP.
-        tracing::debug!(
-            listener = H::LISTENER.label(),
-            error = &error as &dyn std::error::Error,
-            "a connection ended early"
-        );
-    }
-}
-
-async fn respond<H: Handler>(shared: &Shared<H>, request: Request<Incoming>) -> Response<Body> {
-    let mut response = match refuse(&request) {
-        None => shared.handler.handle(request, shared.peer).await,
-        Some(status) => {
-            let mut response = reply::text(status, status.canonical_reason().unwrap_or_default(), Some(Class::Client));
-            // What follows on the connection is not to be trusted to be a request.
-            response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
-            response
-        }
-    };
-    response.body_mut().account(H::LISTENER, Arc::clone(&shared.activity));
-    response
-}
-
-/// What no handler has to see. hyper has refused by now what cannot be parsed, disagreeing lengths, and a
-/// Transfer-Encoding that does not end in chunked; it closes the connection after a request that had both a length
-/// and an encoding (RFC 9112, section 6.1).
-fn refuse(request: &Request<Incoming>) -> Option<StatusCode> {
-    let headers = request.headers();
-    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-    if target > MAX_TARGET {
-        return Some(StatusCode::URI_TOO_LONG);
-    }
-    if headers.iter().any(|(name, value)| name.as_str().len() + value.len() > MAX_HEADER_LINE) {
-        return Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
-    }
-    if request.version() == Version::HTTP_11 {
-        // RFC 9112, section 3.2: exactly one.
-        let mut hosts = headers.get_all(header::HOST).iter();
-        if hosts.next().is_none() || hosts.next().is_some() {
-            return Some(StatusCode::BAD_REQUEST);
-        }
-    }
-    // A GET with a body is of no use but to those who hope that somebody in between overlooks the body.
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    if reads && !request.body().is_end_stream() {
-        return Some(StatusCode::BAD_REQUEST);
-    }
-    None
-}
-
-/// A socket that tells the watchdog what it does.
-struct Watched {
-    stream: TcpStream,
-    activity: Arc<Activity>,
-}
-
-impl Watched {
-    fn note(&self, written: &Poll<io::Result<usize>>) {
-        match written {
-            Poll::Ready(Ok(bytes)) => self.activity.written(*bytes),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.activity.write_waits(),
-        }
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        let read = buffer.filled().len() - before;
-        if read > 0 {
-            self.activity.read(read);
-        }
-        result
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, buffer);
-        self.note(&result);
-        result
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
-        self.note(&result);
-        result
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

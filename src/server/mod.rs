@@ -1,8 +1,8 @@
 //! What Larder answers: the registry, artifact and admin listeners.
 //!
-//! A served request goes `listener` → a [`Handler`] (`registry`, `artifacts`, `admin`) → the store →
-//! `entity`, which makes the answer of a blob → `body`, which hands the mapped bytes to the connection. Nothing here
-//! asks an upstream.
+//! A served request goes `listener` → `connection` (HTTP/1.1 or 2, over TLS or not) → a [`Handler`] (`registry`,
+//! `artifacts`, `admin`) → the store → `entity`, which makes the answer of a blob → `body`, which hands the mapped bytes
+//! to the connection. Nothing here asks an upstream.
 //!
 //! Handlers may be called from any number of connections at once. They keep nothing on disk themselves; what an upload
 //! has brought so far is gone after a crash, and its client begins anew.
@@ -11,23 +11,30 @@ pub mod admin;
 pub mod artifacts;
 pub mod body;
 pub mod conditional;
+mod connection;
 mod entity;
 mod following;
 pub mod listener;
+mod pieces;
 mod prepared;
 pub mod query;
 pub mod range;
 pub mod registry;
 mod reply;
 pub mod route;
+mod socket;
 #[cfg(test)]
 mod testing;
+pub mod tls;
 mod watch;
+mod workers;
 
 pub use admin::{Admin, Control, Refusal};
 pub use artifacts::Artifacts;
 pub use listener::{Bound, Handler, Limits, Peer, serve};
 pub use registry::Registry;
+pub use tls::{Tls, TlsError};
+pub use workers::Workers;
 
 use crate::{
     blocking,

@@ -1,12 +1,9 @@
 //! What the server keeps with an open blob: headers that depend on the blob alone, and what it lately found of the
 //! blob in the page cache. It goes when the blob is closed.
 
-use std::{
-    sync::{
-        LazyLock, OnceLock,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
-    time::Instant,
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU32, Ordering::Relaxed},
 };
 
 use http::HeaderMap;
@@ -65,8 +62,8 @@ pub(super) fn is_resident(blob: &Blob, start: u64, end: u64) -> bool {
     true
 }
 
-/// Seconds since the first call, from 1.
+/// Seconds since the machine started, at least 1, as the kernel last noted them: no look at the processor's clock.
 fn now() -> u32 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u32::try_from(START.elapsed().as_secs() + 1).unwrap_or(u32::MAX)
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    u32::try_from(time.tv_sec).unwrap_or(u32::MAX).max(1)
 }

@@ -7,7 +7,8 @@
 //!
 //! What is limited (hardening.md, rows C4 and C5): the time from the first byte of a request's head to its last (or
 //! from the connection's begin), the idle time between requests, and the time for which a client takes no byte of an
-//! answer. A request's body is timed where it is read; how long an answer takes to compute is the handler's business.
+//! answer. Over HTTP/2 the first request's head has that limit, later ones that of an idle connection. A request's body
+//! is timed where it is read; how long an answer takes to compute is the handler's business.
 
 use std::{
     sync::{
@@ -19,6 +20,9 @@ use std::{
 };
 
 use super::listener::Limits;
+
+/// So many requests may be given up before it matters how many were not.
+const MAX_GIVEN_UP: u32 = 100;
 
 /// What a connection is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +50,12 @@ pub(super) struct Activity {
     /// Requests whose head was complete, and those whose answer was handed over.
     begun: AtomicU32,
     done: AtomicU32,
+    /// Answers under way: what is asked for is known, the body not yet handed over.
+    answering: AtomicU32,
+    /// Requests that the client gave up before they were answered.
+    given_up: AtomicU32,
+    /// Requests share the connection (HTTP/2): bytes that come in need not be a head.
+    shared: AtomicBool,
     /// The connection is over.
     ended: AtomicBool,
     verdict: AtomicU8,
@@ -77,9 +87,35 @@ impl Activity {
         self.begun.fetch_add(1, Relaxed);
     }
 
-    pub fn request_done(&self) {
+    pub fn answer_begun(&self) {
+        self.answering.fetch_add(1, Relaxed);
+    }
+
+    /// The answer has been handed over whole, or has been dropped.
+    pub fn answer_done(&self) {
+        self.answering.fetch_sub(1, Relaxed);
+        self.request_done();
+    }
+
+    /// The client gave the request up before there was an answer. Who keeps doing that lets us work for nothing
+    /// (CVE-2023-44487): the connection takes no more of it.
+    pub fn request_given_up(&self) {
+        self.request_done();
+        let given_up = self.given_up.fetch_add(1, Relaxed) + 1;
+        if given_up > MAX_GIVEN_UP && given_up > self.done.load(Relaxed) / 2 {
+            // A client that is told to go may take its time, but not to go on with it.
+            self.tell(if given_up > 10 * MAX_GIVEN_UP { Verdict::Close } else { Verdict::Drain });
+        }
+    }
+
+    fn request_done(&self) {
         self.received_before.store(self.received.load(Relaxed), Relaxed);
         self.done.fetch_add(1, Relaxed);
+    }
+
+    /// The connection speaks HTTP/2.
+    pub fn is_http2(&self) {
+        self.shared.store(true, Relaxed);
     }
 
     pub fn end(&self) {
@@ -190,11 +226,17 @@ fn phase(activity: &Activity) -> Phase {
         return Phase::Stalled(activity.sent.load(Relaxed));
     }
     let (begun, done) = (activity.begun.load(Relaxed), activity.done.load(Relaxed));
+    let shared = activity.shared.load(Relaxed);
     if begun != done {
-        Phase::Busy
+        // A client of HTTP/2 may stop an answer without stopping the socket, by not opening its window.
+        let waits = shared && activity.answering.load(Relaxed) > 0;
+        if waits { Phase::Stalled(activity.sent.load(Relaxed)) } else { Phase::Busy }
     } else if done == 0 {
         // From the connection's begin on: nobody gets longer by sending nothing first.
         Phase::Fresh
+    } else if shared {
+        // What comes in between may be a window or a ping. A head that drips does not begin the time anew.
+        Phase::Idle(done)
     } else if activity.received.load(Relaxed) != activity.received_before.load(Relaxed) {
         Phase::Head(done)
     } else {
@@ -318,6 +360,54 @@ mod tests {
             }
         };
         assert_eq!(closed_at(slow, never), None);
+    }
+
+    #[test]
+    fn over_http2_a_shut_window_is_a_stall_and_stray_bytes_are_no_head() {
+        let begin = |second, a: &Activity| {
+            a.is_http2();
+            if second == 0 {
+                a.read(10);
+                a.request_begun();
+                a.answer_begun();
+                a.written(1000);
+            }
+        };
+        assert_eq!(closed_at(begin, never), Some((60, Verdict::Close)));
+        let moving = |second: u64, a: &Activity| {
+            begin(second, a);
+            a.written(1);
+        };
+        assert_eq!(closed_at(moving, never), None);
+        let pings = |second: u64, a: &Activity| {
+            begin(second, a);
+            if second == 0 {
+                a.answer_done();
+            }
+            a.read(17);
+        };
+        assert_eq!(closed_at(pings, never), Some((90, Verdict::Close)));
+    }
+
+    #[test]
+    fn who_gives_up_request_after_request_is_told_to_go() {
+        let resets = |each: u32, done: u32| {
+            let activity = Activity::default();
+            for _ in 0..done {
+                activity.request_begun();
+                activity.answer_begun();
+                activity.answer_done();
+            }
+            for _ in 0..each {
+                activity.request_begun();
+                activity.request_given_up();
+            }
+            activity.verdict()
+        };
+        assert_eq!(resets(100, 0), Verdict::Live);
+        assert_eq!(resets(101, 0), Verdict::Drain);
+        assert_eq!(resets(150, 1000), Verdict::Live);
+        assert_eq!(resets(1001, 0), Verdict::Close);
     }
 
     #[test]

@@ -4,7 +4,9 @@ mod access;
 mod admin;
 mod artifacts;
 mod connections;
+mod http2;
 mod registry;
+mod tls;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
