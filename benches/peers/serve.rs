@@ -1,4 +1,4 @@
-//! Serving, beside nginx with sendfile and its cache of open files.
+//! Serving, beside nginx with sendfile and its cache of open files, and beside docker-registry.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::{
     Options,
     http::Client,
-    programs::{Daemon, Nginx, find},
+    programs::{Daemon, DockerRegistry, Nginx, find},
     support::{folder, noise},
     table::{Ratio, Table, Target, Unit, milliseconds},
 };
@@ -57,7 +57,53 @@ pub fn run(options: &Options, table: &mut Table) {
             }
         }
     }
+    tls(options, table, &folder, &content);
+    registry(options, table, &folder, &content);
     cold(options, table, &folder, &content);
+}
+
+/// Over TLS 1.3; both take the first cipher of wrk's list, AES-256-GCM.
+fn tls(options: &Options, table: &mut Table, folder: &Path, content: &Content) {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
+    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).expect("a certificate");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("a key");
+    let config = folder.join("tls.yaml");
+    let settings = json!({ "registry": { "tls": { "cert": &cert, "key": &key } } });
+    std::fs::write(&config, settings.to_string()).expect("a configuration");
+    let daemon = Daemon::start_with(&content.data, None, Some(&config));
+    let Some(nginx) = Nginx::start_with(&folder.join("nginx-tls"), &content.root, Some((&cert, &key))) else { return };
+    for (size, name, connections, _) in SIZES {
+        let blob = format!("https://{}/v2/bench/blobs/{}", daemon.registry, content.places[&size.to_string()].digest);
+        let other = format!("https://{}/{size}", nginx.host);
+        let (mut blobs, mut others) = (Vec::new(), Vec::new());
+        for _ in 0..options.rounds(5) {
+            blobs.push(wrk(&blob, connections));
+            others.push(wrk(&other, connections));
+        }
+        let what = format!("GET blob {name} over TLS, {connections} connections");
+        let target = Target::RatioAtLeast(1.2);
+        table.compare(&what, Unit::PerSecond, &blobs, ("nginx", &others), Ratio::LarderByPeer, target);
+    }
+}
+
+/// Beside docker-registry, which looks at its storage for every request.
+fn registry(options: &Options, table: &mut Table, folder: &Path, content: &Content) {
+    let Some(peer) = DockerRegistry::start(&folder.join("docker-registry")) else {
+        return table.skipped("serving beside docker-registry", "docker-registry is not installed");
+    };
+    let (size, name, connections, _) = SIZES[0];
+    let digest = Client::new(&peer.host).push_artifact("bench", "4k", &noise(size, size as u64));
+    assert_eq!(digest, content.places[&size.to_string()].digest);
+    let daemon = Daemon::start(&content.data, None);
+    let (mut blobs, mut others) = (Vec::new(), Vec::new());
+    for _ in 0..options.rounds(5) {
+        blobs.push(wrk(&format!("http://{}/v2/bench/blobs/{digest}", daemon.registry), connections));
+        others.push(wrk(&format!("http://{}/v2/bench/blobs/{digest}", peer.host), connections));
+    }
+    let what = format!("GET blob {name}, {connections} connections, beside docker-registry");
+    let target = Target::RatioAtLeast(60.0);
+    table.compare(&what, Unit::PerSecond, &blobs, ("docker-registry", &others), Ratio::LarderByPeer, target);
 }
 
 struct Content {

@@ -83,6 +83,11 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it on ports of its own.
     pub fn start(data: &Path, objects: Option<&Path>) -> Self {
+        Self::start_with(data, objects, None)
+    }
+
+    /// The same, with a configuration file.
+    pub fn start_with(data: &Path, objects: Option<&Path>, config: Option<&Path>) -> Self {
         let mut command = Command::new(larder());
         command.arg("serve").arg("--data").arg(data);
         for listener in ["--registry-listen", "--artifact-listen", "--admin-listen"] {
@@ -90,6 +95,9 @@ impl Daemon {
         }
         if let Some(objects) = objects {
             command.arg("--objects").arg(objects);
+        }
+        if let Some(config) = config {
+            command.arg("--config").arg(config);
         }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log"));
         command.stdout(Stdio::piped()).stderr(log.expect("a log"));
@@ -247,7 +255,19 @@ pub struct Nginx {
 impl Nginx {
     /// Serves `root`; its own files lie in `folder`. `None` if it is not installed.
     pub fn start(folder: &Path, root: &Path) -> Option<Self> {
+        Self::start_with(folder, root, None)
+    }
+
+    /// The same over TLS, with a certificate and its key where they are given.
+    pub fn start_with(folder: &Path, root: &Path, tls: Option<(&Path, &Path)>) -> Option<Self> {
         let program = find("nginx")?;
+        let (ssl, settings) = match tls {
+            None => ("", String::new()),
+            Some((cert, key)) => {
+                let files = format!("ssl_certificate {}; ssl_certificate_key {};", cert.display(), key.display());
+                (" ssl", format!("{files} ssl_protocols TLSv1.2 TLSv1.3;"))
+            }
+        };
         let port = free_port();
         std::fs::create_dir_all(folder).expect("folder");
         let here = folder.display();
@@ -259,7 +279,7 @@ impl Nginx {
              open_file_cache max=1000 inactive=600s;\n  open_file_cache_valid 600s;\n  open_file_cache_min_uses 1;\n  \
              default_type application/gzip;\n  client_body_temp_path {here}/t1;\n  proxy_temp_path {here}/t2;\n  \
              fastcgi_temp_path {here}/t3;\n  uwsgi_temp_path {here}/t4;\n  scgi_temp_path {here}/t5;\n  \
-             server {{ listen 127.0.0.1:{port} backlog=1024; root {}; }}\n}}\n",
+             server {{ listen 127.0.0.1:{port}{ssl} backlog=1024; {settings} root {}; }}\n}}\n",
             root.display()
         );
         let file = folder.join("nginx.conf");
