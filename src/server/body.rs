@@ -101,8 +101,11 @@ impl Body {
 
     /// The connection takes the body: from here on it counts. With `pieces` blobs are copied, so many bytes at a time.
     pub(super) fn account(&mut self, listener: metrics::Listener, activity: Arc<Activity>, pieces: Option<usize>) {
-        if let Inner::Blob(blob) = &mut self.inner {
-            blob.pieces = pieces.map(|bytes| bytes as u64);
+        let pieces = pieces.map(|bytes| bytes as u64);
+        match &mut self.inner {
+            Inner::Blob(blob) => blob.pieces = pieces,
+            Inner::Following(following) => following.copy_in(pieces),
+            Inner::Empty | Inner::Memory(_) | Inner::Reader(_) => {}
         }
         activity.answer_begun();
         self.account = Some(Account { listener, activity });

@@ -1,6 +1,7 @@
 //! The body of a blob that is still coming.
 //!
-//! What may be handed out goes at once, without a copy, at most a window at a time; then the body waits for more. It holds
+//! What may be handed out goes at once, at most a window at a time, without a copy over plain HTTP/1.1; then the body waits
+//! for more. It holds
 //! nothing in memory, so a thousand slow readers cost nothing but their sockets.
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::prepared::WINDOW;
+use super::{pieces, prepared::WINDOW};
 use crate::{
     class::Class,
     pull::{FillError, Follower},
@@ -24,6 +25,8 @@ pub(super) struct Following {
     end: u64,
     /// Up to here the bytes may be handed out.
     readable: u64,
+    /// The longest copy; `None` where pieces go out without one.
+    pieces: Option<u64>,
 }
 
 type Waiting = Pin<Box<dyn Future<Output = (Follower, Result<u64, FillError>)> + Send>>;
@@ -40,7 +43,12 @@ enum State {
 
 impl Following {
     pub fn new(follower: Follower, start: u64, end: u64) -> Self {
-        Self { state: State::Here(follower), at: start, end, readable: 0 }
+        Self { state: State::Here(follower), at: start, end, readable: 0, pieces: None }
+    }
+
+    /// Copies, so many bytes at a time, for whoever reads what is sent in user space.
+    pub fn copy_in(&mut self, pieces: Option<u64>) {
+        self.pieces = pieces;
     }
 
     /// How many bytes are still to come.
@@ -79,7 +87,14 @@ impl Following {
                 }
                 State::Here(follower) if self.at < self.readable => {
                     let stop = self.readable.min(self.end).min((self.at / WINDOW + 1) * WINDOW);
-                    match follower.piece(self.at, stop) {
+                    let piece = match self.pieces {
+                        None => follower.piece(self.at, stop),
+                        Some(length) => {
+                            let stop = stop.min((self.at / length + 1) * length);
+                            pieces::fill((stop - self.at) as usize, |buffer| follower.read(self.at, buffer))
+                        }
+                    };
+                    match piece {
                         Ok(piece) => {
                             self.at += piece.len() as u64;
                             return Poll::Ready(Some(Ok(piece)));

@@ -3,7 +3,7 @@
 //! A copy of 32 KiB is made in a microsecond or two; clearing a fresh buffer first would cost as much again. Buffers are
 //! kept per thread, a few only, so that neither a lock nor much memory is needed; they go with the thread.
 
-use std::{cell::RefCell, io};
+use std::cell::RefCell;
 
 use bytes::Bytes;
 
@@ -43,7 +43,7 @@ impl Drop for Lent {
 }
 
 /// The `length` bytes that `read` writes to the buffer it is given.
-pub(super) fn fill(length: usize, read: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<Bytes> {
+pub(super) fn fill<E>(length: usize, read: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Bytes, E> {
     if !(LONGEST / 4..=LONGEST).contains(&length) {
         // Small ones are cheaper made anew than kept waiting in a large buffer.
         let mut buffer = vec![0; length];
@@ -58,11 +58,17 @@ pub(super) fn fill(length: usize, read: impl FnOnce(&mut [u8]) -> io::Result<()>
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
+
+    fn copy(length: usize, read: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<Bytes> {
+        fill(length, read)
+    }
 
     #[test]
     fn a_buffer_is_used_again_when_nobody_has_its_bytes_and_shows_nothing_old() {
-        let first = fill(LONGEST, |b| {
+        let first = copy(LONGEST, |b| {
             b.fill(1);
             Ok(())
         })
@@ -70,10 +76,10 @@ mod tests {
         let address = first.as_ptr();
         let slice = first.slice(5..);
         drop(first);
-        let other = fill(LONGEST, |_| Ok(())).unwrap();
+        let other = copy(LONGEST, |_| Ok(())).unwrap();
         assert_ne!(other.as_ptr(), address);
         drop(slice);
-        let again = fill(LONGEST / 2, |b| {
+        let again = copy(LONGEST / 2, |b| {
             b.fill(2);
             Ok(())
         })
@@ -85,8 +91,8 @@ mod tests {
     #[test]
     fn lengths_are_exact_and_failures_are_passed_on() {
         for length in [1, LONGEST / 4 - 1, LONGEST / 4, LONGEST, LONGEST + 1] {
-            assert_eq!(fill(length, |_| Ok(())).unwrap().len(), length);
+            assert_eq!(copy(length, |_| Ok(())).unwrap().len(), length);
         }
-        assert!(fill(LONGEST, |_| Err(io::ErrorKind::UnexpectedEof.into())).is_err());
+        assert!(copy(LONGEST, |_| Err(io::ErrorKind::UnexpectedEof.into())).is_err());
     }
 }
