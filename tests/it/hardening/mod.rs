@@ -15,7 +15,7 @@
 //! | O8 (a pattern's time) | `src/unpack/source_ignore/tests.rs` |
 //! | C4, C5 with short limits, D7 by connections, smuggling | `tests/it/server/connections.rs` |
 //! | D5 in flight | `tests/it/server/artifacts.rs` |
-//! | D2 and D3 in the store, K2, K3 (power loss) | `src/store/tests.rs`, `src/store/model.rs` |
+//! | D2 and D3 in the store, K2 | `src/store/tests.rs`, `src/store/model.rs` |
 //! | TLS 1.1 | nowhere: rustls has none |
 
 mod budget;
@@ -24,6 +24,7 @@ mod content;
 mod disk;
 mod kills;
 mod objects;
+mod power;
 mod tars;
 mod transport;
 mod upstream;

@@ -415,6 +415,18 @@ fn an_object_with_a_shorter_interval_hastens_the_probes_that_it_shares() {
 }
 
 #[test]
+fn a_registry_that_no_name_service_knows_is_tried_again() {
+    let world = World::start(&[]);
+    // RFC 6761, section 6.4: nobody knows a name below `invalid`.
+    world.apply(&object(KIND, NAMESPACE, "r1-unknown", "oci://registry.invalid/app", &json!({ "insecure": false })));
+    let failed = world.larder.wait_failed(KIND, NAMESPACE, "r1-unknown", "FetchFailed", "OCIArtifactPullFailed");
+    assert!(text(condition_of(&failed, "FetchFailed"), "/message").contains("registry.invalid"), "{failed}");
+    assert_eq!(condition_of(&failed, "Reconciling")["reason"], "ProgressingWithRetry");
+    assert_eq!(world.classes()[&format!("{KIND}/{NAMESPACE}/r1-unknown")], "net");
+    world.finish();
+}
+
+#[test]
 fn insecure_where_it_is_forbidden_stalls_without_a_request() {
     let upstream = Upstream::start();
     upstream.push_files(&files(&[("version", "1")]));
