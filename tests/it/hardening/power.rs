@@ -14,7 +14,7 @@ use super::{
     world::{NAMESPACE, blobs_below, has_tool, is_root, object, verify},
 };
 use crate::support::{
-    eventually,
+    announce, eventually,
     fixtures::{Files, files, files_below, files_in, hex_of, sha256},
     larder::{Larder, fetch_artifact, is_ready, text, write_objects},
 };
@@ -39,6 +39,15 @@ impl Drop for Image {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.at).status();
     }
+}
+
+/// A container may have none whatever is installed, so this is no error anywhere.
+fn has_loop_devices() -> bool {
+    let there = Path::new("/dev/loop-control").exists();
+    if !there {
+        announce("SKIPPED after_a_power_loss…: this kernel gives no loop devices");
+    }
+    there
 }
 
 fn run(program: &str, arguments: &[&str]) {
@@ -102,7 +111,7 @@ fn after_a_boot(root: &Path) -> Larder {
 
 #[test]
 fn after_a_power_loss_statuses_name_what_is_there_and_the_rest_is_fetched_again() {
-    if !is_root() || !has_tool("mkfs.ext4") {
+    if !is_root() || !has_tool("mkfs.ext4") || !has_loop_devices() {
         return;
     }
     let root = tempfile::tempdir().unwrap();
