@@ -67,8 +67,12 @@ impl Crash {
     }
 
     fn start(&self) -> Larder {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, flags: &[&str]) -> Larder {
         let started = Instant::now();
-        let larder = Larder::reconciling(self.path(), &["--artifact-retention-ttl", "1s"]);
+        let larder = Larder::reconciling(self.path(), &[&["--artifact-retention-ttl", "1s"], flags].concat());
         let took = started.elapsed();
         assert!(took < READY_WITHIN, "ready after {took:?}");
         larder
@@ -242,15 +246,17 @@ fn killed_while_collecting_it_keeps_what_a_status_names() {
 }
 
 #[test]
-fn killed_at_random_under_pulls_and_collection_it_always_comes_back() {
+fn killed_at_random_under_pulls_collection_and_eviction_it_always_comes_back() {
     let kills = long_run().unwrap_or(20);
     let seed = fastrand::u64(..);
     announce(&format!("{kills} kills at moments of seed {seed}"));
     let mut random = fastrand::Rng::with_seed(seed);
     let crash = Crash::new(6);
+    // Room for what statuses name and keep for a second, but not for a third version of everything.
+    let budget = ["--store-max-bytes", "1500kB"];
     let mut version = 0;
     for kill in 0..kills {
-        let larder = crash.start();
+        let larder = crash.start_with(&budget);
         crash.is_sound(&larder);
         version += 1;
         let over = AtomicBool::new(false);
@@ -285,7 +291,9 @@ fn killed_at_random_under_pulls_and_collection_it_always_comes_back() {
             verify(crash.path());
         }
     }
-    let larder = crash.start();
+    let larder = crash.start_with(&budget);
     crash.converges(&larder, version);
+    let kept = larder.metric("larder_store_bytes", &[("kind", "blob")]);
+    assert!(kept <= 1_500_000 + 160_000, "{kept}");
     crash.finish(larder);
 }
