@@ -150,17 +150,10 @@ impl Config {
     /// The settings that are made but of no effect in this version, each as it is written in the file: `larder serve`
     /// refuses to start with any of them, since a limit or an access rule that is passed over is worse than none.
     pub fn unsupported(&self) -> Vec<&'static str> {
-        [
-            ("kubernetes", self.kubernetes),
-            ("watchLabelSelector", self.watch_label_selector.is_some()),
-            ("upstreams", !self.upstreams.is_empty()),
-            ("mirrorListen", !self.mirror_listen.is_empty()),
-            ("tagTtl", self.tag_ttl != FluxDuration::from_secs(60)),
-            ("negativeTtl", self.negative_ttl != FluxDuration::from_secs(30)),
-        ]
-        .into_iter()
-        .filter_map(|(name, set)| set.then_some(name))
-        .collect()
+        [("kubernetes", self.kubernetes), ("watchLabelSelector", self.watch_label_selector.is_some())]
+            .into_iter()
+            .filter_map(|(name, set)| set.then_some(name))
+            .collect()
     }
 
     /// Who may use them.

@@ -27,6 +27,7 @@
 //! | [`apply`] | from an artifact's tree to the documents of a Kustomization |
 //! | [`objects`] | Flux's kinds, conditions, statuses; where they come from |
 //! | [`reconciler`] | from objects as desired to artifacts as served |
+//! | [`mirror`] | who may read what of which upstream, tags and their freshness, what is served while an upstream fails |
 //! | [`server`] | the registry, artifact and admin listeners |
 //! | [`node`] | builds, starts and drains a daemon; the only module that knows all |
 //! | [`cli`], [`config`] | the command line and the configuration |
@@ -34,7 +35,7 @@
 //!
 //! # The dependency rule
 //!
-//! `main → cli → node → {server, reconciler} → {apply, artifact} → pull → {registry, store, unpack, flight} → {oci,
+//! `main → cli → node → {server, reconciler} → {mirror, apply, artifact} → pull → {registry, store, unpack, flight} → {oci,
 //! digest}`. [`store`] and [`registry`] meet only in [`pull`]; [`server`] never calls [`registry`]. A test reads every
 //! module's imports against this.
 
@@ -47,6 +48,7 @@ pub mod config;
 pub mod digest;
 pub mod flight;
 pub mod metrics;
+pub mod mirror;
 pub mod node;
 pub mod objects;
 pub mod oci;

@@ -5,6 +5,7 @@
 //! upstream is asked before the daemon is ready. Drain order: listeners stop accepting and end what is under way, passes
 //! stop, the store is synced and its counters noted.
 
+mod mirrors;
 mod upkeep;
 
 use std::{
@@ -18,6 +19,8 @@ use std::{
 use serde_json::Value;
 use tokio::{sync::mpsc, task::JoinSet};
 
+use self::mirrors::MirrorListener;
+pub use self::mirrors::MirrorSetupError;
 use crate::{
     apply::confine::Launcher,
     artifact::{build::Caps, publish::Published},
@@ -54,6 +57,8 @@ pub struct Node {
     registry: SocketAddr,
     artifacts: SocketAddr,
     admin: SocketAddr,
+    /// Listeners for one upstream each, by its name.
+    mirrors: Vec<(String, SocketAddr)>,
     shutdown: Shutdown,
     serving: tokio::sync::Mutex<JoinSet<()>>,
     /// The threads that serve connections; they end with the daemon.
@@ -111,6 +116,9 @@ pub enum NodeError {
     /// Settings of a later version.
     #[error("this version does not do: {}; remove it from the command line, the environment or the file", .0.join(", "))]
     Unsupported(Vec<&'static str>),
+    /// The mirrored upstreams.
+    #[error(transparent)]
+    Mirror(#[from] MirrorSetupError),
     /// The rules for upstreams.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -158,6 +166,8 @@ impl Node {
         };
         let client = Client::new(client_config(&config, surroundings.proxies))?;
         let puller = Puller::new(store.clone(), client)?;
+        let (mirror, mirrors) = mirrors::set_up(&config, &puller).await?.unzip();
+        let mirrors = mirrors.unwrap_or_default();
         let backend: Arc<dyn Backend> = match &config.objects {
             Some(directory) => Arc::new(Directory::open(directory, &config.data).await?),
             None => Arc::new(Nothing),
@@ -189,6 +199,7 @@ impl Node {
             registry: registry.address(),
             artifacts: artifacts.address(),
             admin: admin.address(),
+            mirrors: mirrors.iter().map(MirrorListener::shown).collect(),
             store: store.clone(),
             shutdown: shutdown.clone(),
             serving: tokio::sync::Mutex::default(),
@@ -198,7 +209,14 @@ impl Node {
         let control = Arc::new(Controls { reconciler: reconciler.clone(), store: store.clone(), puller });
         {
             let mut serving = node.serving.lock().await;
-            let local = Registry::new(store.clone(), config.local_repositories()).with_access(access);
+            let mut local = Registry::new(store.clone(), config.local_repositories()).with_access(access);
+            if let Some(mirror) = &mirror {
+                local = local.with_mirror(mirror.clone());
+                for MirrorListener { bound, upstream } in mirrors {
+                    let handler = Registry::new(store.clone(), false).bound_to(mirror.clone(), upstream);
+                    listen(&mut serving, bound, handler, &shutdown);
+                }
+            }
             listen(&mut serving, registry, local, &shutdown);
             listen(&mut serving, artifacts, Artifacts::new(store.clone(), published), &shutdown);
             listen(
@@ -229,7 +247,14 @@ impl Node {
     /// The one line of JSON that says so on stdout; `ready` stands first.
     pub fn ready_line(&self) -> String {
         let (registry, artifacts, admin) = (self.registry, self.artifacts, self.admin);
-        format!(r#"{{"ready":true,"registry":"{registry}","artifacts":"{artifacts}","admin":"{admin}"}}"#)
+        let mut line = format!(r#"{{"ready":true,"registry":"{registry}","artifacts":"{artifacts}","admin":"{admin}"#);
+        // Names of registries and addresses hold nothing that JSON would have to escape.
+        for (n, (upstream, address)) in self.mirrors.iter().enumerate() {
+            line.push_str(if n == 0 { r#"","mirrors":{""# } else { r#"",""# });
+            line.push_str(&format!(r#"{upstream}":"{address}"#));
+        }
+        line.push_str(if self.mirrors.is_empty() { r#""}"# } else { r#""}}"# });
+        line
     }
 
     /// The registry listener's address.

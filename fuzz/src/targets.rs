@@ -29,6 +29,7 @@ pub const ALL: &[Target] = &[
     ("image_config", image_config),
     ("journal", journal),
     ("manifest", manifest),
+    ("ns", ns),
     ("objects", objects),
     ("query", query),
     ("range", range),
@@ -130,6 +131,27 @@ pub fn objects(data: &[u8]) {
         if let Ok(value) = document.value {
             drop(objects::manifest::read(&value));
         }
+    }
+}
+
+/// Where a mirrored request leads: a query, a line break, and a path behind an upstream's prefix.
+pub fn ns(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let (query, path) = text.split_once('\n').unwrap_or((text, ""));
+    if let Ok(query) = queries::Query::parse(Some(query)) {
+        let rest = query.without("ns");
+        let again = queries::Query::parse(Some(&rest)).expect("what was written reads");
+        assert!(!again.has("ns"));
+        if let Ok(Some(registry)) = query.get("ns").map(|ns| ns.and_then(|ns| ns.parse::<oci::Registry>().ok())) {
+            let name = registry.to_string();
+            assert_eq!(name.parse().as_ref(), Ok(&registry), "one spelling for each");
+            assert!(name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'@' | b'?' | b'#' | b'_')));
+        }
+    }
+    // The same resource, with and without a prefix in front.
+    match (routes::parse_below(path), routes::parse(&format!("/v2/{path}"))) {
+        (_, Ok(routes::Route::Base | routes::Route::Catalog)) => {}
+        (below, whole) => assert!(below == whole || path.len() + 4 > routes::MAX_PATH, "{path:?}"),
     }
 }
 

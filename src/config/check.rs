@@ -2,8 +2,10 @@
 
 use std::{collections::HashSet, fmt, path::Path};
 
-use super::{Config, Settings, Surroundings};
-use crate::{class::Class, objects::documents::yaml_options, server::registry::access::Subject};
+use super::{Config, Settings, Surroundings, UpstreamSettings};
+use crate::{
+    class::Class, mirror::UpstreamConfig, objects::documents::yaml_options, oci, server::registry::access::Subject,
+};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,12 +143,16 @@ pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
             wrong(format!("mirrorListen: {} is no upstream; add it with upstream or upstreams", listener.host));
         }
     }
-    if settings
-        .upstreams
-        .iter()
-        .any(|u| u.url.as_ref().is_some_and(|url| format!("{}={url}", u.host).parse::<super::UpstreamFlag>().is_err()))
-    {
-        wrong("upstreams: url must be a plain http(s) URL, without user, password, query or fragment".into());
+    let mut registries = HashSet::new();
+    for upstream in settings.upstreams.iter().filter(|upstream| !flagged.contains(&upstream.host)) {
+        if let Err(error) = mirrored(upstream, &mut registries) {
+            wrong(format!("upstreams: {error}"));
+        }
+    }
+    for flag in &settings.upstream {
+        if let Err(error) = mirrored(&UpstreamSettings::new(flag.host.clone(), flag.url.clone()), &mut registries) {
+            wrong(format!("upstream: {error}"));
+        }
     }
     let registry = &settings.registry;
     if registry.htpasswd.is_none() && registry.token.is_none() {
@@ -161,4 +167,23 @@ pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(ConfigErrors { file: None, errors }) }
+}
+
+/// Whether the mirror would take an upstream, as far as that can be told without reading the files that it names.
+fn mirrored(settings: &UpstreamSettings, others: &mut HashSet<oci::Registry>) -> Result<(), String> {
+    let registry: oci::Registry =
+        settings.host.to_string().parse().map_err(|error| format!("{}: {error}", settings.host))?;
+    if !others.insert(registry.clone()) {
+        return match settings.host.to_string() == registry.to_string() {
+            // That is told already.
+            true => Ok(()),
+            false => Err(format!("{} is another name for {registry}, which is there already", settings.host)),
+        };
+    }
+    let config = UpstreamConfig {
+        mode: settings.mode.into(),
+        credentials: settings.credentials.clone(),
+        ..UpstreamConfig::new(registry, settings.url.clone())
+    };
+    config.check().map_err(|error| error.to_string())
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag};
 use crate::{
+    mirror,
     objects::FluxDuration,
     server::registry::access::{Pattern, Subject},
     telemetry::LogFormat,
@@ -199,6 +200,16 @@ pub enum UpstreamMode {
     PassThrough,
     /// Everybody, with the credential given here.
     Shared,
+}
+
+impl From<UpstreamMode> for mirror::Mode {
+    fn from(mode: UpstreamMode) -> Self {
+        match mode {
+            UpstreamMode::Public => Self::Public,
+            UpstreamMode::PassThrough => Self::PassThrough,
+            UpstreamMode::Shared => Self::Shared,
+        }
+    }
 }
 
 /// One of `upstreams`.

@@ -100,10 +100,7 @@ fn what_has_no_effect_yet_is_named() {
         registry: {tls: {cert: a, key: b, clientCA: c}, htpasswd: h, token: t, localRepositories: true, \
         access: [{match: '*', read: [a], write: []}]}\n";
     let config = check(text).unwrap();
-    assert_eq!(
-        config.unsupported(),
-        ["kubernetes", "watchLabelSelector", "upstreams", "mirrorListen", "tagTtl", "negativeTtl",]
-    );
+    assert_eq!(config.unsupported(), ["kubernetes", "watchLabelSelector"]);
     assert_eq!(config.store_max_bytes, Some(ByteSize(10 << 30)));
     assert!(config.local_repositories());
 }
@@ -132,7 +129,19 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
         ("upstreams: [{host: a.b}, {host: A.b}]\n", "f: upstreams: a.b is there twice"),
         (
             "upstreams: [{host: a.b, url: 'https://u:p@a.b'}]\n",
-            "f: upstreams: url must be a plain http(s) URL, without user, password, query or fragment",
+            "f: upstreams: upstream a.b: its url is not http://HOST[:PORT] or https://HOST[:PORT]",
+        ),
+        (
+            "upstreams: [{host: a.b, mode: shared}]\n",
+            "f: upstreams: upstream a.b: mode shared needs credentials: name a Docker configuration file that has them",
+        ),
+        (
+            "upstreams: [{host: docker.io}, {host: index.docker.io}]\n",
+            "f: upstreams: index.docker.io is another name for docker.io, which is there already",
+        ),
+        (
+            "upstream: [a.b=https://c/d]\n",
+            "f: upstream: upstream a.b: its url is not http://HOST[:PORT] or https://HOST[:PORT]",
         ),
     ];
     for (text, message) in table {

@@ -77,6 +77,11 @@ impl Grants {
         Ok(Self(Arc::new(Inner { directory, key, marks: Mutex::new(marks) })))
     }
 
+    /// Another key of the same secret, for another purpose.
+    pub fn derived_key(&self, purpose: &str) -> [u8; 32] {
+        *blake3::keyed_hash(&self.0.key, purpose.as_bytes()).as_bytes()
+    }
+
     /// Records that `at` gave `digest` out of `repository`.
     pub fn mark(&self, at: &Endpoint, repository: &Repository, digest: &Digest) -> io::Result<()> {
         self.record(&[self.asker(at, repository, digest), self.way(at, digest)], digest)

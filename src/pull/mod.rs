@@ -5,6 +5,7 @@
 //! not fetched again by an asker who got it the same way before ([`grants`]); blobs that several askers with the same way and
 //! credential want at once are fetched once. After a crash what was complete is held, and the rest is fetched again.
 
+mod challenges;
 mod error;
 pub mod fill;
 mod follow;

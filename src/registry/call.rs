@@ -58,7 +58,10 @@ impl Session {
     pub(super) fn new(id: u64, endpoint: Endpoint, profile: Arc<Profile>) -> Self {
         Self {
             id,
-            authority: endpoint.registry.api_authority(),
+            authority: match &endpoint.transport.authority {
+                Some(elsewhere) => elsewhere.to_string(),
+                None => endpoint.registry.api_authority(),
+            },
             upstream: endpoint.registry.to_string().into(),
             endpoint,
             profile,
@@ -206,7 +209,7 @@ impl Inner {
     }
 
     /// The registry's root, with the scheme that it is spoken to in.
-    async fn base(&self, session: &Arc<Session>, call: &Call<'_>) -> Result<Target, RegistryError> {
+    pub(super) async fn base(&self, session: &Arc<Session>, call: &Call<'_>) -> Result<Target, RegistryError> {
         let transport = &session.endpoint.transport;
         let https = if transport.plain_http {
             false

@@ -32,6 +32,7 @@ mod proxy;
 mod push;
 mod target;
 mod tls;
+mod wants;
 mod windows;
 
 use std::{
@@ -95,6 +96,8 @@ pub struct Transport {
     /// Loopback is permitted for this registry, its realm and its redirects: the object's own url, an `--upstream`
     /// or an `--insecure-registry` names a loopback IP literal.
     pub allow_loopback: bool,
+    /// `host[:port]` that answers the API, where that is another than the registry's name tells.
+    pub authority: Option<Arc<str>>,
 }
 
 /// A proxy: http, https or socks5.

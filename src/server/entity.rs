@@ -9,6 +9,8 @@ use http::{
     header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE},
 };
 
+use bytes::Bytes;
+
 use super::{
     body::Body,
     conditional::{self, Verdict},
@@ -16,7 +18,7 @@ use super::{
     range::{self, Selection},
     reply,
 };
-use crate::{class::Class, store::Blob};
+use crate::{class::Class, digest::Digest, pull::Follower, store::Blob};
 
 /// `Docker-Content-Digest` (distribution-spec 1.1).
 pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -48,23 +50,84 @@ pub(super) enum Role<'a> {
     },
 }
 
-/// The headers of a 200 for `blob` as `role`.
-fn headers(blob: &Blob, role: &Role<'_>) -> HeaderMap {
-    let prepared = Prepared::of(blob);
-    match (prepared, role) {
-        (Some(prepared), Role::Artifact) => prepared.artifact.get_or_init(|| make(blob, role)).clone(),
-        (Some(prepared), Role::Blob) => prepared.blob.get_or_init(|| make(blob, role)).clone(),
-        _ => make(blob, role),
+/// Where the bytes of an answer are.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// In the store.
+    Blob(Blob),
+    /// On their way into it.
+    Filling(Follower),
+    /// In memory, and what their digest is.
+    Memory(Digest, Bytes),
+    /// Not here: only their digest and length are known, which is all that a HEAD asks for.
+    Elsewhere(Digest, u64),
+}
+
+impl Source {
+    fn digest(&self) -> Digest {
+        match self {
+            Self::Blob(blob) => blob.digest(),
+            Self::Filling(follower) => follower.digest(),
+            Self::Memory(digest, _) | Self::Elsewhere(digest, _) => *digest,
+        }
+    }
+
+    fn len(&self) -> u64 {
+        match self {
+            Self::Blob(blob) => blob.len(),
+            Self::Filling(follower) => follower.size(),
+            Self::Memory(_, bytes) => bytes.len() as u64,
+            Self::Elsewhere(_, length) => *length,
+        }
+    }
+
+    /// The bytes `start..end`; both at most the length.
+    fn body(self, start: u64, end: u64) -> Body {
+        match self {
+            Self::Blob(blob) => Body::blob(blob, start, end),
+            Self::Filling(follower) => Body::following(follower, start, end),
+            // A length in memory fits.
+            Self::Memory(_, bytes) => Body::memory(bytes.slice(start as usize..end as usize)),
+            Self::Elsewhere(..) => Body::empty(),
+        }
     }
 }
 
-fn make(blob: &Blob, role: &Role<'_>) -> HeaderMap {
-    let digest = blob.digest().to_string();
+/// The headers of a 200 for `source` as `role`.
+fn headers(source: &Source, role: &Role<'_>) -> HeaderMap {
+    let prepared = match source {
+        Source::Blob(blob) => Prepared::of(blob),
+        _ => None,
+    };
+    match (prepared, role) {
+        (Some(prepared), Role::Artifact) => prepared.artifact.get_or_init(|| make(source, role)).clone(),
+        (Some(prepared), Role::Blob) => prepared.blob.get_or_init(|| make(source, role)).clone(),
+        (Some(prepared), Role::Manifest { media_type, by_digest }) => {
+            let (kind, headers) = prepared.manifest.get_or_init(|| {
+                let role = Role::Manifest { media_type, by_digest: true };
+                (media_type.as_bytes().into(), make(source, &role))
+            });
+            // Two repositories may call one manifest by two media types.
+            if **kind != *media_type.as_bytes() {
+                return make(source, role);
+            }
+            let mut headers = headers.clone();
+            if !by_digest {
+                headers.insert(CACHE_CONTROL, REVALIDATE);
+            }
+            headers
+        }
+        (None, _) => make(source, role),
+    }
+}
+
+fn make(source: &Source, role: &Role<'_>) -> HeaderMap {
+    let digest = source.digest().to_string();
     let mut headers = HeaderMap::with_capacity(8);
     // A digest has no character that a header could not carry.
     let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""));
     headers.insert(ETAG, value(format!("\"{digest}\"")));
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(blob.len()));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(source.len()));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     match role {
         Role::Artifact => {
@@ -90,7 +153,12 @@ fn make(blob: &Blob, role: &Role<'_>) -> HeaderMap {
 
 /// Answers a GET or HEAD for `blob`, with the request's conditions and range.
 pub(super) fn respond(method: &Method, request: &HeaderMap, blob: Blob, role: &Role<'_>) -> Response<Body> {
-    let headers = headers(&blob, role);
+    respond_from(method, request, Source::Blob(blob), role)
+}
+
+/// The same, wherever the bytes are.
+pub(super) fn respond_from(method: &Method, request: &HeaderMap, source: Source, role: &Role<'_>) -> Response<Body> {
+    let headers = headers(&source, role);
     let etag = headers.get(ETAG).map_or(&b""[..], |v| v.as_bytes());
     match conditional::evaluate(request, etag) {
         Verdict::Proceed => {}
@@ -108,7 +176,7 @@ pub(super) fn respond(method: &Method, request: &HeaderMap, blob: Blob, role: &R
             return reply::text(status, "the content is not the one named in If-Match", Some(Class::Client));
         }
     }
-    let length = blob.len();
+    let length = source.len();
     let selection = match request.get(RANGE) {
         // RFC 9110, section 14.2: only a GET has ranges.
         Some(value) if method == Method::GET && conditional::range_counts(request, etag) => {
@@ -131,7 +199,7 @@ pub(super) fn respond(method: &Method, request: &HeaderMap, blob: Blob, role: &R
             return out;
         }
     };
-    let body = if method == Method::HEAD { Body::empty() } else { Body::blob(blob, start, end) };
+    let body = if method == Method::HEAD { Body::empty() } else { source.body(start, end) };
     let mut out = Response::new(body);
     *out.status_mut() = status;
     *out.headers_mut() = headers;

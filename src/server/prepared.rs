@@ -25,6 +25,8 @@ pub(super) struct Prepared {
     pub artifact: OnceLock<HeaderMap>,
     /// Of a 200 for a blob of a repository.
     pub blob: OnceLock<HeaderMap>,
+    /// Of a 200 for a manifest named by its digest, and the media type it has there.
+    pub manifest: OnceLock<(Box<[u8]>, HeaderMap)>,
     /// For each window when it was last found in the page cache whole: seconds of [`now`], 0 for never.
     resident: Box<[AtomicU32]>,
 }
@@ -37,6 +39,7 @@ impl Prepared {
             Self {
                 artifact: OnceLock::new(),
                 blob: OnceLock::new(),
+                manifest: OnceLock::new(),
                 resident: (0..windows).map(|_| AtomicU32::new(0)).collect(),
             }
         })

@@ -49,9 +49,37 @@ impl<'a> Query<'a> {
         self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_ref())
     }
 
+    /// The query again, encoded, without `name`.
+    pub fn without(&self, name: &str) -> String {
+        let mut out = String::new();
+        for (n, value) in self.0.iter().filter(|(n, _)| n != name) {
+            if !out.is_empty() {
+                out.push('&');
+            }
+            encode(n, &mut out);
+            out.push('=');
+            encode(value, &mut out);
+        }
+        out
+    }
+
     /// Whether `name` is there at all.
     pub fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(n, _)| n == name)
+    }
+}
+
+/// Everything but RFC 3986's unreserved characters as `%XX`.
+fn encode(text: &str, out: &mut String) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push('%');
+            out.push(char::from(HEX[usize::from(byte >> 4)]));
+            out.push(char::from(HEX[usize::from(byte & 15)]));
+        }
     }
 }
 
@@ -94,6 +122,19 @@ mod tests {
         let tags = Query::parse(Some("tag=a&n=1&tag=b%2Dc")).unwrap();
         assert_eq!(tags.all("tag").collect::<Vec<_>>(), ["a", "b-c"]);
         assert!(Query::parse(None).unwrap().get("n").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_query_is_written_again_without_what_is_not_for_others() {
+        for (query, rest) in [
+            ("ns=docker.io&n=5&last=v1", "n=5&last=v1"),
+            ("artifactType=a%2Fb+c&ns=x", "artifactType=a%2Fb%20c"),
+            ("ns=a", ""),
+            ("n", "n="),
+            ("x=%C3%A9%26%3D", "x=%C3%A9%26%3D"),
+        ] {
+            assert_eq!(Query::parse(Some(query)).unwrap().without("ns"), rest, "{query}");
+        }
     }
 
     #[test]

@@ -111,6 +111,14 @@ pub fn parse(path: &str) -> Result<Route, RouteError> {
     if rest == "_catalog" {
         return Ok(Route::Catalog);
     }
+    parse_below(rest)
+}
+
+/// The same of what follows `/v2/`, or, in a mirror's path, `/v2/<upstream>/`: a resource of a repository.
+pub fn parse_below(rest: &str) -> Result<Route, RouteError> {
+    if rest.len() > MAX_PATH {
+        return Err(RouteError::TooLong);
+    }
     if let Some(name) = rest.strip_suffix("/blobs/uploads/").or_else(|| rest.strip_suffix("/blobs/uploads")) {
         return Ok(Route::Uploads(repository(name)?));
     }

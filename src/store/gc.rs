@@ -119,6 +119,8 @@ impl Store {
         let linked = self.linked()?;
         named.extend(linked.local);
         named.extend(linked.pinned);
+        // What is cached goes when the room is needed (`evict`), not because nobody asked for it today.
+        named.extend(self.mirrored_digests()?);
         let mut pushed = Names::default();
         pushed.extend(linked.pushed);
         let limits = Limits {
@@ -134,6 +136,7 @@ impl Store {
             self.collect_files(index, &limits, &mut collected)?;
         }
         self.unlink_absent()?;
+        self.forget_absent_mirrored()?;
         self.forget_named();
         self.remove_all_leftovers()?;
         self.clear_quarantine(limits.now, QUARANTINED_BYTES)?;

@@ -18,7 +18,7 @@
 //! blobs/{sha256,sha512}/ab/<hex>    the blobs, 0444; their names are the only index
 //! files/ab/<blake3>[-x]             files shared between trees, 0400/0500   (files.rs)
 //! source/<ns>/<name>/<hex>/         published trees                         (trees.rs)
-//! links/                            local repositories, pins, trees' sizes  (links.rs, trees.rs)
+//! links/                            repositories, pins, trees' sizes        (links.rs, mirrored.rs, trees.rs)
 //! journal                           which blobs are trusted: a cache        (journal.rs)
 //! counters                          what was counted at the last orderly end: a cache
 //! spool/                            what is being written; emptied at start
@@ -44,6 +44,7 @@ mod layout;
 pub mod lease;
 pub mod links;
 mod lock;
+pub mod mirrored;
 mod quota;
 mod read;
 pub mod scrub;
@@ -77,6 +78,7 @@ pub use ingest::{Durability, Ingest, Landing, Scratch, Spool};
 pub use lease::Lease;
 pub use links::{LocalRepository, ManifestRecord};
 pub use lock::Holder;
+pub use mirrored::{MirroredLinks, MirroredManifest, MirroredRepository, MirroredTag};
 pub use trees::TreeWriter;
 pub use usage::{Count, Usage};
 pub use verify::{Problem, Progress, Report};

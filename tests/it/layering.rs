@@ -21,7 +21,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("pull", &["flight", "oci", "registry", "store", "trust", "unpack"]),
     ("artifact", &["oci", "pull", "store", "unpack"]),
     ("apply", &["objects", "oci", "pull", "store", "unpack"]),
-    ("mirror", &["flight", "oci", "pull", "store", "trust"]),
+    ("mirror", &["flight", "oci", "pull", "registry", "store", "trust"]),
     (
         "reconciler",
         &["apply", "artifact", "flight", "mirror", "objects", "oci", "pull", "registry", "store", "trust", "unpack"],
@@ -91,8 +91,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("main", &["apply", "cli"]),
 ];
 
-/// Who may hold the registry's client: content enters the store through `pull` alone, so to the reconciler `registry` is
-/// only what says how and as whom to ask. `node` builds all parts, `cli` pushes.
+/// Who may hold the registry's client: content enters the store through `pull` alone, so to the reconciler and
+/// the mirror `registry` is only what says how and as whom to ask. `node` builds all parts, `cli` pushes.
 const CLIENT: &[&str] = &["registry", "pull", "node", "cli"];
 
 /// Who may know Kubernetes' client.

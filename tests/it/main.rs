@@ -3,6 +3,7 @@
 mod fuzz_corpus;
 mod hardening;
 mod layering;
+mod mirror;
 mod registry;
 mod server;
 mod support;

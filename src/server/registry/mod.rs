@@ -11,6 +11,7 @@
 pub mod access;
 mod failure;
 mod manifests;
+mod mirrored;
 mod uploads;
 
 use std::{
@@ -41,6 +42,7 @@ use crate::{
     class::Class,
     digest::Digest,
     metrics,
+    mirror::{Mirror, Upstream},
     oci::{Repository, error_body::ErrorCode},
     store::Store,
 };
@@ -60,6 +62,9 @@ pub struct Registry {
     access: Arc<Access>,
     uploads: Uploads,
     linked: Linked,
+    mirror: Option<Mirror>,
+    /// The upstream that every repository here is of.
+    bound: Option<Arc<Upstream>>,
 }
 
 type Answer = Result<Response<Body>, Failure>;
@@ -67,7 +72,8 @@ type Answer = Result<Response<Body>, Failure>;
 impl Registry {
     /// Serves `store`. `local` is `registry.localRepositories`: whether repositories of this registry itself exist.
     pub fn new(store: Store, local: bool) -> Self {
-        Self { store, local, access: Arc::default(), uploads: Uploads::default(), linked: Linked::default() }
+        let (uploads, linked) = (Uploads::default(), Linked::default());
+        Self { store, local, access: Arc::default(), uploads, linked, mirror: None, bound: None }
     }
 
     /// With these users and rules for the local repositories.
@@ -75,9 +81,25 @@ impl Registry {
         Self { access: Arc::new(access), ..self }
     }
 
+    /// With the mirrored repositories of `mirror`.
+    pub fn with_mirror(self, mirror: Mirror) -> Self {
+        Self { mirror: Some(mirror), ..self }
+    }
+
+    /// With those of one upstream alone, without its name in the path: for clients that know no mirrors.
+    pub fn bound_to(self, mirror: Mirror, upstream: Arc<Upstream>) -> Self {
+        Self { mirror: Some(mirror), bound: Some(upstream), ..self }
+    }
+
     async fn route(&self, request: Request<Incoming>, peer: Peer) -> Answer {
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query()).map_err(|e| Failure::bad_request(e.to_string()))?;
+        let path = parts.uri.path();
+        if let Some(mirror) = &self.mirror
+            && let Some(addressed) = mirrored::addressed(mirror, self.bound.as_ref(), path, &query)?
+        {
+            return mirrored::answer(mirror, &addressed, &parts, &query, peer).await;
+        }
         let reads = matches!(parts.method, Method::GET | Method::HEAD);
         let route = match route::parse(parts.uri.path()) {
             Ok(Route::Base) => return self.base(&parts, peer).await,
@@ -86,7 +108,7 @@ impl Registry {
         };
         let upstream = query.get("ns").map_err(|e| Failure::bad_request(e.to_string()))?;
         if upstream.is_some() || !self.local {
-            // Mirrors are read-only, and none is configured that could have it.
+            // Upstreams that are mirrored are read-only, and this is none of them.
             return Err(match reads {
                 true => Failure::new(ErrorCode::NameUnknown, Class::NotFound),
                 false => Failure::method_not_allowed("GET, HEAD"),

@@ -1,6 +1,7 @@
 //! Running the built binary: single commands, and `larder serve` with what its listeners show.
 
 use std::{
+    collections::HashMap,
     ffi::OsStr,
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
@@ -99,6 +100,8 @@ pub struct Larder {
     pub artifacts: String,
     /// The admin listener, `http://…`.
     pub admin: String,
+    /// The listeners for one upstream each, `http://…`, by its name.
+    pub mirrors: HashMap<String, String>,
 }
 
 impl Larder {
@@ -162,7 +165,10 @@ impl Larder {
             let status = child.wait().expect("our own child");
             return Err((status, format!("no ready line from larder serve, but {ready:?}; its log:\n{}", tail(&log))));
         };
-        Ok(Self { child, log, data, registry, artifacts, admin })
+        let mirrors = ready.as_ref().and_then(|line| line["mirrors"].as_object()).into_iter().flatten();
+        let mirrors =
+            mirrors.filter_map(|(name, at)| Some((name.clone(), format!("http://{}", at.as_str()?)))).collect();
+        Ok(Self { child, log, data, registry, artifacts, admin, mirrors })
     }
 
     /// How it ended, if it has.

@@ -277,6 +277,11 @@ impl ScriptedRegistry {
         digest
     }
 
+    /// Takes a tag away; what it named stays.
+    pub fn remove_tag(&self, repository: &str, tag: &str) {
+        self.with(|content| content.repositories.get_mut(repository).map(|r| r.tags.remove(tag)));
+    }
+
     /// What a repository holds under a digest.
     pub fn blob(&self, repository: &str, digest: &Digest) -> Option<Vec<u8>> {
         self.with(|content| content.repositories.get(repository)?.blobs.get(&digest.to_string()).cloned())
@@ -505,6 +510,8 @@ fn answer(seen: &Seen, content: &mut Content, state: &State) -> Reply {
             None => Reply::error(404, "BLOB_UNKNOWN", "blob unknown"),
             Some(bytes) => ranged(seen, bytes).header("Docker-Content-Digest", rest),
         },
+        // As a registry that does not know that API.
+        ("GET", "") if path.contains("/referrers/") => Reply::error(404, "NOT_FOUND", "no such path"),
         ("GET", "/tags/") => tags(seen, repository, stored),
         ("PUT", "/manifests/") => {
             let digest = Digest::sha256(&seen.body).to_string();

@@ -1,0 +1,231 @@
+//! Blobs: whom a held one may be shown to, and the fills of those that are not held.
+
+use std::sync::Arc;
+
+use super::{
+    Ask, CacheStatus, IMPATIENCE, Inner, Mirror, Miss, PATIENCE, reader::Reader, readers::Hash, repository::Mirrored,
+};
+use crate::{
+    class::{Class, chain},
+    digest::Digest,
+    oci::Selector,
+    pull::{self, Follower, How, Opened},
+    registry::Budget,
+    store::Blob,
+};
+
+/// How long an upstream may send nothing of a blob before it is asked for the rest, and again before the answer ends:
+/// 10 s in all (mirror.md section 2, row 17).
+const SILENCE: std::time::Duration = std::time::Duration::from_millis(4_500);
+
+/// A blob to answer with.
+#[derive(Debug)]
+pub struct BlobAnswer {
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its bytes.
+    pub source: BlobSource,
+    /// How it came.
+    pub status: CacheStatus,
+}
+
+/// Where a blob's bytes are.
+#[derive(Debug)]
+pub enum BlobSource {
+    /// Held by the store.
+    Held(Blob),
+    /// On their way.
+    Filling(Follower),
+    /// At the upstream; nobody asked for them.
+    Upstream,
+}
+
+/// What a request for a blob found out before any question.
+struct Standing {
+    /// A manifest obtained in the repository that names it.
+    linked: Option<Digest>,
+    /// The mark for this blob alone.
+    alone: Hash,
+    /// The reader may have it now.
+    granted: bool,
+    /// The reader was shown it before, if perhaps not lately.
+    known: bool,
+    /// The reader may have it while the upstream cannot be asked.
+    offline: bool,
+}
+
+impl Mirror {
+    /// A blob. With `head` its bytes are not wanted, and not fetched.
+    pub async fn blob(&self, ask: &Ask<'_>, digest: &Digest, head: bool) -> Result<BlobAnswer, Miss> {
+        let inner = &self.0;
+        let (repository, reader) = inner.enter(ask).await?;
+        let now = inner.clock.now();
+        let granted = inner.readers.get(&reader.id).is_some_and(|mark| mark.is_fresh(now));
+        if granted
+            && repository.linked(digest).is_some()
+            && let Some(blob) = inner.held(digest).await?
+        {
+            return Ok(held(blob, CacheStatus::Hit));
+        }
+        inner.ask_blob(&repository, &reader, digest, head).await
+    }
+}
+
+fn held(blob: Blob, status: CacheStatus) -> BlobAnswer {
+    BlobAnswer { size: blob.len(), source: BlobSource::Held(blob), status }
+}
+
+impl Inner {
+    fn standing(&self, repository: &Mirrored, reader: &Reader, digest: &Digest, now: u64) -> Standing {
+        let linked = repository.linked(digest);
+        let alone = reader.blob(&self.readers, digest);
+        let refused = self.readers.get(&reader.refused(&self.readers));
+        let single = self.readers.get(&alone).filter(|mark| refused.is_none_or(|refused| mark.when > refused.when));
+        let marks = [self.readers.get(&reader.id).filter(|_| linked.is_some()), single];
+        let any = |test: &dyn Fn(super::readers::Mark) -> bool| marks.into_iter().flatten().any(test);
+        Standing {
+            linked,
+            alone,
+            granted: any(&|mark| mark.is_fresh(now)),
+            known: any(&|_| true),
+            offline: any(&|mark| reader.may_read_offline(mark, now)),
+        }
+    }
+
+    async fn ask_blob(
+        self: &Arc<Self>,
+        repository: &Arc<Mirrored>,
+        reader: &Reader,
+        digest: &Digest,
+        head: bool,
+    ) -> Result<BlobAnswer, Miss> {
+        let now = self.clock.now();
+        let standing = self.standing(repository, reader, digest, now);
+        let what = self.what(repository, b"blob", &digest.to_string());
+        if let Some(blob) = self.held(digest).await? {
+            if standing.granted {
+                return Ok(held(blob, CacheStatus::Hit));
+            }
+            if let Some(miss) = self.negatives.get(&what, &reader.id, now) {
+                return Err(miss);
+            }
+            let health = &repository.upstream.health;
+            if standing.offline && health.is_failing() && !health.may_probe(now) {
+                return Ok(held(blob, CacheStatus::Hit));
+            }
+            let settled = self.settle(repository, reader, digest, &standing, what).await;
+            return match settled {
+                Ok(()) if standing.known => Ok(held(blob, CacheStatus::Hit)),
+                // As if it had been fetched: whether it was held is not this reader's to know.
+                Ok(()) => Ok(held(blob, CacheStatus::Stored)),
+                Err(miss) if miss.is_failure() && standing.offline => Ok(held(blob, CacheStatus::Hit)),
+                Err(miss) => Err(miss),
+            };
+        }
+        if let Some(miss) = self.negatives.get(&what, &reader.id, now) {
+            return Err(miss);
+        }
+        if head {
+            let size = self.length(repository, reader, digest, standing.alone, what).await?;
+            return Ok(BlobAnswer { size, source: BlobSource::Upstream, status: CacheStatus::Miss });
+        }
+        self.fill(repository, reader, digest, &standing, what).await
+    }
+
+    /// Asks the upstream whether this reader may have a blob that is held: by the manifest that names it, else by the
+    /// blob itself.
+    async fn settle(
+        self: &Arc<Self>,
+        repository: &Arc<Mirrored>,
+        reader: &Reader,
+        digest: &Digest,
+        standing: &Standing,
+        what: Hash,
+    ) -> Result<(), Miss> {
+        let Some(manifest) = standing.linked else {
+            return self.length(repository, reader, digest, standing.alone, what).await.map(drop);
+        };
+        let patience = if standing.offline { IMPATIENCE } else { PATIENCE };
+        let key = self.readers.hash(&[b"settle", &reader.id, manifest.to_string().as_bytes()]);
+        let (inner, repository, reader) = (Arc::clone(self), Arc::clone(repository), reader.clone());
+        let probe =
+            || async move { inner.probe(&repository, &reader, &Selector::Digest(manifest), patience).await.map(drop) };
+        let (result, _) = self.settles.run(key, probe).await;
+        result.unwrap_or_else(|| Err(Miss::here("the question to the upstream failed", Class::Limit)))
+    }
+
+    /// The length of a blob as the upstream gives it to this reader, which is also a grant for it.
+    async fn length(
+        self: &Arc<Self>,
+        repository: &Arc<Mirrored>,
+        reader: &Reader,
+        digest: &Digest,
+        alone: Hash,
+        what: Hash,
+    ) -> Result<u64, Miss> {
+        let key = self.readers.hash(&[b"length", &alone]);
+        let (inner, repository, reader, digest) = (Arc::clone(self), Arc::clone(repository), reader.clone(), *digest);
+        let ask = || async move {
+            let way = inner.way(&repository, &reader).await?;
+            match inner.puller.blob_length(&way, digest, Budget::within(PATIENCE)).await {
+                Ok(Some(size)) => {
+                    repository.upstream.health.worked();
+                    inner.grant(alone, &reader).await;
+                    Ok(size)
+                }
+                Ok(None) => {
+                    let miss = Miss::not_found("upstream said 404");
+                    let span = repository.upstream.negative_ttl();
+                    inner.negatives.put(what, reader.id, &miss, span, inner.clock.now());
+                    Err(miss)
+                }
+                Err(error) => Err(inner.refused(&repository, &reader, what, false, &error).await),
+            }
+        };
+        let (result, _) = self.lengths.run(key, ask).await;
+        result.unwrap_or_else(|| Err(Miss::here("the question to the upstream failed", Class::Limit)))
+    }
+
+    /// Fetches a blob that is not held, or joins those who do.
+    async fn fill(
+        self: &Arc<Self>,
+        repository: &Arc<Mirrored>,
+        reader: &Reader,
+        digest: &Digest,
+        standing: &Standing,
+        what: Hash,
+    ) -> Result<BlobAnswer, Miss> {
+        let wish = pull::Ask {
+            way: self.way(repository, reader).await?,
+            digest: *digest,
+            size: None,
+            entitled: standing.granted,
+            further: Vec::new(),
+            budget: Budget::within(PATIENCE).silence(SILENCE),
+        };
+        match self.puller.open(&wish).await {
+            Ok((opened, how)) => {
+                repository.upstream.health.worked();
+                if !standing.granted {
+                    self.grant(standing.alone, reader).await;
+                }
+                let status = match how {
+                    How::Hit if standing.known => CacheStatus::Hit,
+                    How::Hit | How::Miss => CacheStatus::Stored,
+                    How::Collapsed => CacheStatus::Collapsed,
+                    How::Passed => CacheStatus::Miss,
+                };
+                Ok(match opened {
+                    Opened::Held(blob) => held(blob, status),
+                    Opened::Filling(follower) => {
+                        BlobAnswer { size: follower.size(), source: BlobSource::Filling(follower), status }
+                    }
+                })
+            }
+            Err(error) => {
+                tracing::debug!(%digest, error = chain(&error), "a blob cannot be filled");
+                Err(self.refused(repository, reader, what, false, &error).await)
+            }
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! What an operator does with the mirror: forget, fetch ahead, keep from eviction.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use super::{Ask, BlobSource, Caller, Content, Inner, ManifestAnswer, Mirror, Miss, Upstream};
+use crate::{
+    blocking,
+    class::Class,
+    digest::Digest,
+    oci::{Descriptor, Document, Reference, Registry, Repository, Selector, media_type},
+    pull::FillError,
+    store::{Lease, StoreError},
+};
+
+/// How many blobs of one image are fetched at once: as many as containerd does.
+const AT_ONCE: usize = 3;
+/// The most manifests of one image: an index and its children, twice over.
+const MAX_MANIFESTS: usize = 2000;
+
+/// Which of an index's images are fetched ahead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Platforms {
+    /// This machine's.
+    #[default]
+    Own,
+    /// These, as `os/architecture[/variant]`.
+    These(Vec<String>),
+    /// All of them.
+    All,
+}
+
+impl Platforms {
+    /// Whether an index's child is wanted. What states no platform is.
+    fn want(&self, child: &Descriptor) -> bool {
+        let Some(platform) = &child.platform else { return true };
+        match self {
+            Self::All => true,
+            Self::Own => platform.os == "linux" && platform.architecture == own_architecture(),
+            Self::These(wanted) => {
+                let text = platform.to_string();
+                wanted.iter().any(|w| text == *w || text.strip_prefix(w.as_str()).is_some_and(|r| r.starts_with('/')))
+            }
+        }
+    }
+}
+
+/// This machine's architecture, as images call it (Go's names).
+fn own_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}
+
+/// What is held of an image now.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Prefetched {
+    /// The digest that the reference led to.
+    pub digest: Digest,
+    /// Manifests and indexes.
+    pub manifests: u64,
+    /// Configs and layers.
+    pub blobs: u64,
+    /// The bytes of all of them.
+    pub bytes: u64,
+    /// How many of these bytes had to be fetched.
+    pub fetched: u64,
+}
+
+/// Why it cannot be done.
+#[derive(Debug, thiserror::Error)]
+pub enum OperateError {
+    /// The reference names no upstream of this mirror.
+    #[error("{0} is no upstream of this mirror")]
+    Upstream(Registry),
+    /// The reference has neither tag nor digest.
+    #[error("{0} has neither a tag nor a digest")]
+    Selector(Box<Reference>),
+    /// The upstream.
+    #[error("{what}: {miss}")]
+    Miss {
+        /// What was asked for.
+        what: String,
+        /// What came of it.
+        miss: Miss,
+    },
+    /// A blob that broke off.
+    #[error("{digest} broke off")]
+    Fill {
+        /// Which.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: FillError,
+    },
+    /// The blob is right but could not be kept: the disk is full.
+    #[error("{0} could not be kept: the store's disk is full")]
+    NotKept(Digest),
+    /// More manifests than any image has.
+    #[error("{0} has more than {MAX_MANIFESTS} manifests")]
+    TooMany(Digest),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl OperateError {
+    /// The class of failure.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Upstream(_) => Class::NotFound,
+            Self::Selector(_) => Class::Client,
+            Self::Miss { miss, .. } => miss.class(),
+            Self::Fill { source, .. } => source.class(),
+            Self::NotKept(_) => Class::Disk,
+            Self::TooMany(_) => Class::Limit,
+            Self::Store(error) => error.class(),
+        }
+    }
+}
+
+/// What an image is made of; the leases keep it while it is gathered.
+#[derive(Default)]
+struct Gathered {
+    digests: BTreeSet<Digest>,
+    leases: Vec<Lease>,
+    manifests: u64,
+    blobs: u64,
+    bytes: u64,
+    fetched: u64,
+}
+
+impl Mirror {
+    /// Forgets where a tag leads, and that anything was said no to; the next request asks the upstream. For a digest
+    /// only the latter: content does not change. Whether there was anything to forget.
+    pub async fn forget(&self, reference: &Reference) -> Result<bool, OperateError> {
+        let (upstream, name, selector) = self.target(reference)?;
+        let inner = &self.0;
+        let miss = |miss| OperateError::Miss { what: reference.to_string(), miss };
+        let repository = inner.repository(upstream, &name).await.map_err(miss)?;
+        let what = match &selector {
+            Selector::Digest(digest) => inner.what(&repository, b"blob", &digest.to_string()),
+            Selector::Tag(_) => inner.what(&repository, b"list", "tags"),
+        };
+        let mut there = inner.negatives.forget(&inner.what_manifest(&repository, &selector));
+        there |= inner.negatives.forget(&what);
+        inner.lists.clear();
+        if let Selector::Tag(tag) = &selector {
+            there |= inner.forget_tag(&repository, tag).await;
+        }
+        Ok(there)
+    }
+
+    /// Fetches an image ahead of those who will want it: its manifests, configs and layers for these platforms.
+    pub async fn prefetch(&self, reference: &Reference, platforms: &Platforms) -> Result<Prefetched, OperateError> {
+        let (digest, gathered) = self.gather(reference, platforms).await?;
+        Ok(gathered.report(digest))
+    }
+
+    /// Keeps an image from eviction, under its reference; fetches what is missing of it first. A tag that moves on
+    /// later does not move the pin: pin it again.
+    pub async fn pin(&self, reference: &Reference, platforms: &Platforms) -> Result<Prefetched, OperateError> {
+        let (digest, gathered) = self.gather(reference, platforms).await?;
+        let (store, name) = (self.0.store.clone(), reference.to_string());
+        let digests: Vec<Digest> = gathered.digests.iter().copied().collect();
+        blocking::io(move || store.pin(&name, &digests)).await?;
+        Ok(gathered.report(digest))
+    }
+
+    /// Ends a pin; whether there was one.
+    pub async fn unpin(&self, reference: &Reference) -> Result<bool, OperateError> {
+        let (store, name) = (self.0.store.clone(), reference.to_string());
+        Ok(blocking::io(move || store.unpin(&name)).await?)
+    }
+
+    fn target(&self, reference: &Reference) -> Result<(&Arc<Upstream>, Repository, Selector), OperateError> {
+        let upstream =
+            self.of(&reference.registry).ok_or_else(|| OperateError::Upstream(reference.registry.clone()))?;
+        let selector = reference.selector.clone().ok_or_else(|| OperateError::Selector(Box::new(reference.clone())))?;
+        Ok((upstream, upstream.repository(reference.repository.clone()), selector))
+    }
+
+    async fn gather(&self, reference: &Reference, platforms: &Platforms) -> Result<(Digest, Gathered), OperateError> {
+        let (upstream, repository, selector) = self.target(reference)?;
+        // As anybody, or with the operator's credential.
+        let caller = Caller { authorization: None, private: true };
+        let ask = Ask { upstream, repository, caller };
+        let mut gathered = Gathered::default();
+        let mut open = vec![selector];
+        let mut first = None;
+        let mut seen = HashSet::new();
+        let mut blobs = Vec::new();
+        while let Some(selector) = open.pop() {
+            let what = || format!("{}/{}:{selector}", ask.upstream.name(), ask.repository);
+            let answer =
+                self.manifest(&ask, &selector).await.map_err(|miss| OperateError::Miss { what: what(), miss })?;
+            let digest = *first.get_or_insert(answer.digest);
+            if !seen.insert(answer.digest) {
+                continue;
+            }
+            if seen.len() > MAX_MANIFESTS {
+                return Err(OperateError::TooMany(digest));
+            }
+            gathered.leases.push(self.0.store.lease(answer.digest));
+            let bytes = gathered.manifest(&self.0, &answer).await?;
+            match Document::parse(&bytes, answer.media_type.to_str().ok()) {
+                Ok(Document::Index(index)) => {
+                    let wanted = index.manifests.iter().filter(|child| platforms.want(child));
+                    let (manifests, others): (Vec<_>, Vec<_>) =
+                        wanted.partition(|child| is_document(&child.media_type));
+                    open.extend(manifests.into_iter().map(|child| Selector::Digest(child.digest)));
+                    blobs.extend(others.into_iter().map(|child| child.digest));
+                }
+                Ok(Document::Image(image)) => {
+                    blobs.push(image.config.digest);
+                    blobs.extend(image.layers.iter().map(|layer| layer.digest));
+                }
+                Err(error) => tracing::debug!(%digest, %error, "what this manifest names is not fetched ahead"),
+            }
+        }
+        blobs.sort_unstable();
+        blobs.dedup();
+        gathered.leases.extend(blobs.iter().map(|digest| self.0.store.lease(*digest)));
+        self.fetch_all(&ask, blobs, &mut gathered).await?;
+        let digest = first.ok_or_else(|| OperateError::Selector(Box::new(reference.clone())))?;
+        Ok((digest, gathered))
+    }
+
+    /// Fetches blobs, a few at a time.
+    async fn fetch_all(&self, ask: &Ask<'_>, blobs: Vec<Digest>, gathered: &mut Gathered) -> Result<(), OperateError> {
+        let mut fetching = tokio::task::JoinSet::new();
+        let mut left = blobs.into_iter();
+        loop {
+            while fetching.len() < AT_ONCE
+                && let Some(digest) = left.next()
+            {
+                let (mirror, upstream, repository) = (self.clone(), Arc::clone(ask.upstream), ask.repository.clone());
+                fetching.spawn(async move {
+                    let caller = Caller { authorization: None, private: true };
+                    let ask = Ask { upstream: &upstream, repository, caller };
+                    mirror.fetch_one(&ask, digest).await.map(|sizes| (digest, sizes))
+                });
+            }
+            match fetching.join_next().await {
+                None => return Ok(()),
+                Some(Ok(Ok((digest, (size, fetched))))) => {
+                    gathered.digests.insert(digest);
+                    gathered.blobs += 1;
+                    gathered.bytes += size;
+                    gathered.fetched += fetched;
+                }
+                Some(Ok(Err(error))) => return Err(error),
+                Some(Err(ended)) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+                Some(Err(_)) => return Ok(()),
+            }
+        }
+    }
+
+    /// A blob, held at the end: its size, and how much of it had to be fetched.
+    async fn fetch_one(&self, ask: &Ask<'_>, digest: Digest) -> Result<(u64, u64), OperateError> {
+        let blob = self.blob(ask, &digest, false).await;
+        let blob = blob.map_err(|miss| OperateError::Miss { what: digest.to_string(), miss })?;
+        let fetched = if blob.status == super::CacheStatus::Hit { 0 } else { blob.size };
+        match blob.source {
+            BlobSource::Held(_) => Ok((blob.size, fetched)),
+            BlobSource::Upstream => Err(OperateError::NotKept(digest)),
+            BlobSource::Filling(mut follower) => {
+                let kept = follower.finished().await.map_err(|source| OperateError::Fill { digest, source })?;
+                kept.map(|_| (blob.size, fetched)).ok_or(OperateError::NotKept(digest))
+            }
+        }
+    }
+}
+
+fn is_document(media_type: &str) -> bool {
+    media_type::is_manifest(media_type) || media_type::is_index(media_type)
+}
+
+impl Gathered {
+    async fn manifest(&mut self, inner: &Inner, answer: &ManifestAnswer) -> Result<bytes::Bytes, OperateError> {
+        let bytes = match &answer.content {
+            Content::Bytes(bytes) => {
+                if inner.held(&answer.digest).await.ok().flatten().is_none() {
+                    return Err(OperateError::NotKept(answer.digest));
+                }
+                self.fetched += bytes.len() as u64;
+                bytes.clone()
+            }
+            Content::Held(blob) => {
+                let blob = blob.clone();
+                let read = blocking::io(move || blob.to_vec()).await;
+                read.map_err(|_| OperateError::NotKept(answer.digest))?.into()
+            }
+        };
+        self.digests.insert(answer.digest);
+        self.manifests += 1;
+        self.bytes += bytes.len() as u64;
+        Ok(bytes)
+    }
+
+    fn report(self, digest: Digest) -> Prefetched {
+        Prefetched { digest, manifests: self.manifests, blobs: self.blobs, bytes: self.bytes, fetched: self.fetched }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Platform;
+
+    fn child(platform: Option<(&str, &str, Option<&str>)>) -> Descriptor {
+        Descriptor {
+            media_type: media_type::OCI_MANIFEST.into(),
+            digest: Digest::sha256(b"x"),
+            size: 1,
+            platform: platform.map(|(os, architecture, variant)| Platform {
+                os: os.into(),
+                architecture: architecture.into(),
+                variant: variant.map(Into::into),
+            }),
+            artifact_type: None,
+            annotations: Default::default(),
+        }
+    }
+
+    #[test]
+    fn platforms_are_chosen_as_asked() {
+        let own = own_architecture();
+        let these = Platforms::These(vec!["linux/arm".into(), "windows/amd64".into()]);
+        for (platforms, platform, wanted) in [
+            (&Platforms::All, Some(("windows", "amd64", None)), true),
+            (&Platforms::Own, Some(("linux", own, None)), true),
+            (&Platforms::Own, Some(("linux", own, Some("v8"))), true),
+            (&Platforms::Own, Some(("windows", own, None)), false),
+            (&Platforms::Own, Some(("linux", "s390y", None)), false),
+            (&Platforms::Own, Some(("unknown", "unknown", None)), false),
+            (&Platforms::Own, None, true),
+            (&these, Some(("linux", "arm", Some("v7"))), true),
+            (&these, Some(("linux", "arm64", None)), false),
+            (&these, Some(("windows", "amd64", None)), true),
+        ] {
+            assert_eq!(platforms.want(&child(platform)), wanted, "{platforms:?} {platform:?}");
+        }
+    }
+}

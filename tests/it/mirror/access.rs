@@ -1,0 +1,213 @@
+//! Who may read: the three modes, and that what is held looks like what is not to those who may not.
+
+use base64::Engine as _;
+use larder::mirror::Mode;
+
+use super::{Scene, cache_status, push};
+use crate::{
+    server::{Client, Reply},
+    support::registry::{Auth, Fault, Kind, Options, Seen},
+};
+
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
+}
+
+/// Everything of an answer but its date.
+fn shown(reply: &Reply) -> (u16, Vec<(String, String)>, String) {
+    let headers = reply.headers.iter().filter(|(name, _)| name != "date").cloned().collect();
+    (reply.status, headers, reply.text())
+}
+
+fn token() -> Options {
+    Options { auth: Auth::Token { user: Some(("u", "pw")), realm: None, expires_in: None }, tls: None }
+}
+
+fn in_repository(name: &'static str) -> impl Fn(&Seen) -> bool + Send + Sync + 'static {
+    move |seen| seen.path.starts_with(&format!("/v2/{name}/"))
+}
+
+#[tokio::test]
+async fn in_public_mode_what_the_upstream_hides_is_404_whether_it_is_held_or_not() {
+    let scene = Scene::new().await;
+    let image = push(&scene.upstream, "private/a", "v1", b"the secret layer");
+    push(&scene.upstream, "public/b", "v1", b"the public layer");
+    // While it is public it is fetched.
+    for path in ["manifests/v1".to_string(), format!("blobs/{}", image.layer)] {
+        assert_eq!(scene.get(&format!("private/a/{path}")).await.status, 200);
+    }
+    scene.get("public/b/manifests/v1").await;
+    // Knowing its digest gives nothing through another repository.
+    let absent = larder::digest::Digest::sha256(b"absent");
+    let held = scene.get(&format!("public/b/blobs/{}", image.layer)).await;
+    let missing = scene.get(&format!("public/b/blobs/{absent}")).await;
+    assert_eq!((held.status, shown(&held)), (404, shown(&missing)));
+    let held = scene.get(&format!("public/b/manifests/{}", image.digest)).await;
+    let missing = scene.get(&format!("public/b/manifests/{absent}")).await;
+    assert_eq!((held.status, shown(&held)), (404, shown(&missing)));
+    // Then it is hidden, which is seen five minutes later.
+    scene.upstream.fault(in_repository("private/a"), usize::MAX, Fault::status(401));
+    scene.pass(299);
+    assert_eq!(scene.get(&format!("private/a/blobs/{}", image.layer)).await.status, 200);
+    scene.pass(1);
+    for method in ["GET", "HEAD"] {
+        let held = scene.request(method, &format!("private/a/blobs/{}", image.layer), &[]).await;
+        let missing = scene.request(method, &format!("private/a/blobs/{absent}"), &[]).await;
+        assert_eq!((held.status, shown(&held)), (404, shown(&missing)), "{method}");
+        let held = scene.request(method, &format!("private/a/manifests/{}", image.digest), &[]).await;
+        let missing = scene.request(method, &format!("private/a/manifests/{absent}"), &[]).await;
+        assert_eq!((held.status, shown(&held)), (404, shown(&missing)), "{method}");
+        // No credential of the client's goes anywhere, and none is asked for.
+        let bearer = scene.request(method, "private/a/manifests/v1", &[("authorization", "Bearer x")]).await;
+        assert_eq!((bearer.status, bearer.header("www-authenticate")), (404, None));
+    }
+    assert!(scene.upstream.seen().iter().all(|seen| seen.header("authorization") != Some("Bearer x")));
+}
+
+#[tokio::test]
+async fn a_private_upstream_in_public_mode_is_404_and_says_why() {
+    let scene = Scene::guarded(Options { auth: Auth::Basic("u", "pw"), tls: None }, Mode::Public).await;
+    push(&scene.upstream, "a", "v1", b"layer");
+    let reply = scene.get("a/manifests/v1").await;
+    assert_eq!((reply.status, reply.header("www-authenticate")), (404, None));
+    assert!(reply.text().contains("upstream said 401"), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn in_pass_through_the_upstreams_challenge_is_relayed_and_its_token_taken() {
+    let scene = Scene::guarded(token(), Mode::PassThrough).await;
+    let image = push(&scene.upstream, "a/b", "v1", b"layer");
+    let path = "a/b/manifests/v1";
+    let reply = scene.head(path).await;
+    let realm = format!("{}/token", scene.upstream.origin());
+    let challenge = format!(r#"Bearer realm="{realm}",service="scripted",scope="repository:a/b:pull""#);
+    assert_eq!((reply.status, reply.header("www-authenticate")), (401, Some(&*challenge)));
+    // As a client does: a token from the upstream's own service.
+    let token = token_for(&scene, "a/b").await;
+    let bearer = [("authorization", token.as_str())];
+    let reply = scene.request("GET", path, &bearer).await;
+    assert_eq!((reply.status, &reply.body), (200, &image.manifest));
+    assert_eq!(cache_status(&reply), "larder; fwd=miss; stored");
+    let blob = format!("a/b/blobs/{}", image.layer);
+    let reply = scene.request("GET", &blob, &bearer).await;
+    assert_eq!((reply.status, &reply.body), (200, &image.layer_bytes));
+    let asked = scene.upstream.requests();
+    for path in [path, &blob] {
+        let reply = scene.request("GET", path, &bearer).await;
+        assert_eq!((reply.status, cache_status(&reply)), (200, "larder; hit"), "{path}");
+    }
+    assert_eq!(scene.upstream.requests(), asked, "a grant is good for a while");
+    // Another token has to be asked about once, and is told nothing of what is held.
+    let other = token_for(&scene, "a/b").await;
+    assert_ne!(other, token);
+    let reply = scene.request("GET", &blob, &[("authorization", &other)]).await;
+    assert_eq!((reply.status, cache_status(&reply)), (200, "larder; fwd=miss; stored"));
+    assert_eq!(scene.asked(Kind::BlobGet), 1);
+    // One for another repository, a wrong one and none are refused.
+    let elsewhere = token_for(&scene, "c").await;
+    let absent = format!("a/b/blobs/{}", larder::digest::Digest::sha256(b"absent"));
+    for headers in [&[("authorization", elsewhere.as_str())][..], &[("authorization", "Bearer wrong")], &[]] {
+        let held = scene.request("GET", &blob, headers).await;
+        let missing = scene.request("GET", &absent, headers).await;
+        assert_eq!((held.status, shown(&held)), (401, shown(&missing)), "{headers:?}");
+    }
+    // Revoked: five minutes later it is over.
+    scene.upstream.revoke_tokens();
+    scene.pass(300);
+    let reply = scene.request("GET", &blob, &bearer).await;
+    assert_eq!(reply.status, 401);
+    let log: String = std::fs::read(scene.root.path().join("data/grants/readers"))
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap();
+    assert!(!log.contains("token-"), "nothing of a token is kept");
+}
+
+/// A token for a repository, as its `Authorization`; the scripted service gives it to whoever has the password.
+async fn token_for(scene: &Scene, repository: &str) -> String {
+    let scope = repository.replace('/', "%2F");
+    let target = format!("/token?service=scripted&scope=repository%3A{scope}%3Apull");
+    let authorization = basic("u", "pw");
+    let mut client = Client::to(scene.upstream.address).await;
+    let answer = client.request("GET", &target, &[("authorization", &authorization)], b"").await;
+    format!("Bearer {}", answer.json()["token"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn pass_through_by_basic_and_with_the_upstream_down_for_an_hour() {
+    let options = Options { auth: Auth::Basic("u", "pw"), tls: None };
+    let scene = Scene::guarded(options, Mode::PassThrough).await;
+    let image = push(&scene.upstream, "a", "v1", b"layer");
+    let (right, wrong) = (basic("u", "pw"), basic("u", "no"));
+    let path = "a/manifests/v1";
+    assert_eq!(scene.get(path).await.header("www-authenticate"), Some(r#"Basic realm="scripted""#));
+    assert_eq!(scene.request("GET", path, &[("authorization", &wrong)]).await.status, 401);
+    assert_eq!(scene.request("GET", path, &[("authorization", &right)]).await.body, image.manifest);
+    let scene = scene.restarted_without_upstream(|config| config.mode = Mode::PassThrough).await;
+    for (later, status) in [(0, 200), (299, 200), (3600, 200), (1, 503)] {
+        scene.pass(later);
+        let reply = scene.request("GET", path, &[("authorization", &right)]).await;
+        assert_eq!(reply.status, status, "{later}");
+        for headers in [&[("authorization", wrong.as_str())][..], &[]] {
+            assert_eq!(scene.request("GET", path, headers).await.status, 503, "never a new grant");
+        }
+    }
+}
+
+#[tokio::test]
+async fn in_shared_mode_the_operators_credential_reads_for_everybody() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("config.json");
+    let write = |password: &str| {
+        let auth = basic("u", password).replace("Basic ", "");
+        let beside = root.path().join(password);
+        std::fs::write(&beside, format!(r#"{{"auths":{{"up.example":{{"auth":"{auth}"}}}}}}"#)).unwrap();
+        std::fs::rename(beside, &file).unwrap();
+    };
+    write("old");
+    let options = Options { auth: Auth::Basic("u", "pw"), tls: None };
+    let upstream = crate::support::registry::ScriptedRegistry::start_with(options).await;
+    let scene = Scene::of(upstream, |config| {
+        config.mode = Mode::Shared;
+        config.credentials = Some(file.clone());
+    })
+    .await;
+    push(&scene.upstream, "a", "v1", b"layer");
+    let reply = scene.get("a/manifests/v1").await;
+    assert_eq!((reply.status, reply.header("www-authenticate")), (404, None), "{}", reply.text());
+    write("pw");
+    scene.pass(30);
+    assert_eq!(scene.get("a/manifests/v1").await.status, 200);
+    assert_eq!(cache_status(&scene.get("a/manifests/v1").await), "larder; hit");
+}
+
+#[tokio::test]
+async fn a_blob_asked_for_by_itself_is_hidden_with_its_repository_also_while_the_upstream_is_down() {
+    let scene = Scene::new().await;
+    let image = push(&scene.upstream, "a", "v1", b"layer");
+    let path = format!("a/blobs/{}", image.layer);
+    for status in ["larder; fwd=miss; stored", "larder; hit"] {
+        let reply = scene.get(&path).await;
+        assert_eq!((reply.status, cache_status(&reply)), (200, status), "no manifest names it here yet");
+    }
+    scene.pass(300);
+    assert_eq!((scene.get(&path).await.status, scene.asked(Kind::BlobHead)), (200, 1), "the blob itself is asked for");
+    scene.upstream.fault(|_| true, usize::MAX, Fault::status(401));
+    scene.pass(300);
+    assert_eq!(scene.get(&path).await.status, 404);
+    scene.upstream.heal();
+    scene.upstream.fault(|_| true, usize::MAX, Fault::status(503));
+    scene.pass(30);
+    assert_eq!(scene.get(&path).await.status, 503);
+}
+
+#[tokio::test]
+async fn the_end_of_a_public_repository_survives_a_restart_and_an_outage() {
+    let scene = Scene::new().await;
+    push(&scene.upstream, "a", "v1", b"layer");
+    scene.get("a/manifests/v1").await;
+    scene.upstream.fault(|_| true, usize::MAX, Fault::status(403));
+    scene.pass(300);
+    assert_eq!(scene.get("a/manifests/v1").await.status, 404);
+    let scene = scene.restarted_without_upstream(|_| {}).await;
+    assert_eq!(scene.get("a/manifests/v1").await.status, 503, "what was taken back is not served while it is down");
+}

@@ -1,0 +1,111 @@
+//! The whole daemon as configured: by flags, by a file, over a restart.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::push;
+use crate::support::{
+    http,
+    larder::{Larder, command, finish},
+    registry::{Kind, ScriptedRegistry},
+};
+
+/// Runs blocking code beside the scripted upstream, which needs the runtime.
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(f).await.unwrap()
+}
+
+#[tokio::test]
+async fn flags_make_a_mirror_which_serves_over_a_restart_with_its_upstream_stopped() {
+    let root = tempfile::tempdir().unwrap();
+    let upstream = ScriptedRegistry::start().await;
+    let image = push(&upstream, "a/b", "v1", b"the layer");
+    let url = upstream.origin().to_string();
+    let at = root.path().to_path_buf();
+    let (manifest, layer) = (image.manifest.clone(), image.layer);
+    blocking(move || {
+        let larder = start(&at, &url);
+        let bound = larder.mirrors["up.example"].clone();
+        for base in [format!("{}/v2/up.example", larder.registry), format!("{bound}/v2")] {
+            assert_eq!(http::get(&format!("{base}/a/b/manifests/v1")).body, manifest, "{base}");
+            assert_eq!(http::get(&format!("{base}/a/b/blobs/{layer}")).body, b"the layer", "{base}");
+        }
+        let counted = |kind| {
+            let labels = [("upstream", "up.example"), ("kind", kind), ("outcome", "ok")];
+            larder.metric("larder_upstream_requests_total", &labels)
+        };
+        assert_eq!(["manifest_head", "manifest_get", "blob_get"].map(counted), [1, 1, 1]);
+        assert_eq!(http::send("POST", &format!("{bound}/v2/a/blobs/uploads/"), &[], b"").unwrap().status, 405);
+        assert_eq!(http::get(&format!("{}/v2/other/manifests/v1", larder.registry)).status, 404);
+        assert_eq!(larder.stop(), Some(0));
+    })
+    .await;
+    assert_eq!(upstream.count(Kind::BlobGet), 1);
+    let (at, url) = (root.path().to_path_buf(), upstream.origin().to_string());
+    drop(upstream);
+    blocking(move || {
+        let larder = start(&at, &url);
+        let reply = http::get(&format!("{}/v2/a/b/manifests/v1?ns=up.example", larder.registry));
+        assert_eq!((reply.status, reply.body), (200, image.manifest));
+        let reply = http::get(&format!("{}/v2/a/b/blobs/{}?ns=up.example", larder.registry, image.layer));
+        assert_eq!((reply.status, reply.header("cache-status")), (200, Some("larder; hit")));
+    })
+    .await;
+}
+
+fn start(root: &Path, url: &str) -> Larder {
+    let upstream = format!("up.example={url}");
+    Larder::start(root, &["--upstream", &upstream, "--mirror-listen", "127.0.0.1:0=up.example"])
+}
+
+#[tokio::test]
+async fn a_file_says_all_of_it_and_what_is_wrong_with_it_is_told() {
+    let root = tempfile::tempdir().unwrap();
+    let upstream = ScriptedRegistry::start().await;
+    push(&upstream, "library/a", "v1", b"layer");
+    let url = upstream.origin().to_string();
+    let at = root.path().to_path_buf();
+    blocking(move || {
+        let path = at.join("larder.yaml");
+        let write = |upstreams: serde_json::Value| {
+            std::fs::write(&path, json!({ "upstreams": upstreams }).to_string()).unwrap();
+        };
+        write(json!([{
+            "host": "docker.io", "url": url, "mode": "public", "tagTTL": "1h", "negativeTTL": "5s",
+            "staleIfError": "48h", "tags": [{"pattern": "^latest$", "ttl": "10s"}], "listen": "127.0.0.1:0",
+        }]));
+        let config = path.to_str().unwrap();
+        let larder = Larder::start(&at, &["--config", config]);
+        assert_eq!(http::get(&format!("{}/v2/a/manifests/v1", larder.mirrors["docker.io"])).status, 200);
+        drop(larder);
+        for (upstreams, says) in [
+            (json!([{"host": "ghcr.io", "url": "https://ghcr.io/x"}]), "its url is not"),
+            (json!([{"host": "ghcr.io", "mode": "shared"}]), "mode shared needs credentials"),
+            (json!([{"host": "ghcr.io", "ca": "/nowhere"}]), "/nowhere"),
+            (json!([{"host": "docker.io"}, {"host": "index.docker.io"}]), "another name"),
+        ] {
+            write(upstreams);
+            let mut serve = command(&at);
+            serve.args(["serve", "--config", config, "--data"]).arg(at.join("other"));
+            for listener in ["--registry-listen", "--artifact-listen", "--admin-listen"] {
+                serve.args([listener, "127.0.0.1:0"]);
+            }
+            let output = finish(serve);
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && text.contains(says), "{says}: {text}");
+        }
+    })
+    .await;
+}
+
+#[test]
+fn the_readmes_example_is_a_configuration() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let section = readme.split("\n## ").find(|section| section.starts_with("Mirror\n")).expect("the section");
+    let yaml = section.split("```").find_map(|block| block.strip_prefix("yaml\n")).expect("the example");
+    let config = larder::config::check(yaml).unwrap();
+    let hosts: Vec<String> = config.upstreams.iter().map(|upstream| upstream.host.to_string()).collect();
+    assert_eq!(hosts, ["docker.io", "ghcr.io", "registry.example.com:5000"]);
+    assert!(config.unsupported().is_empty(), "{:?}", config.unsupported());
+}

@@ -1,0 +1,139 @@
+//! While the upstream fails, what is held is served; what is not is 503, never an answer that makes a client hammer.
+
+use std::time::{Duration, Instant};
+
+use super::{Scene, cache_status, push};
+use crate::support::registry::{Fault, Kind, Seen, of};
+
+fn everything(_: &Seen) -> bool {
+    true
+}
+
+#[tokio::test]
+async fn a_tag_past_its_time_is_served_stale_whatever_the_upstream_answers() {
+    for fault in [Fault::too_many("3600"), Fault::status(500), Fault::status(502), Fault::status(503), Fault::Close] {
+        let scene = Scene::new().await;
+        let image = push(&scene.upstream, "a", "v1", b"layer");
+        scene.get("a/manifests/v1").await;
+        scene.get(&format!("a/blobs/{}", image.layer)).await;
+        scene.upstream.fault(everything, usize::MAX, fault.clone());
+        // Longer than the tag's time and than the reader's right.
+        scene.pass(360);
+        let reply = scene.get("a/manifests/v1").await;
+        assert_eq!((reply.status, &reply.body), (200, &image.manifest), "{fault:?}");
+        let said = match fault {
+            Fault::Answer { status, .. } => status,
+            _ => 503,
+        };
+        assert_eq!(cache_status(&reply), format!("larder; fwd=stale; fwd-status={said}"), "{fault:?}");
+        // From here on it is known to be down, and nobody waits for it.
+        let reply = scene.get("a/manifests/v1").await;
+        assert_eq!((reply.status, cache_status(&reply)), (200, "larder; hit; ttl=-300"), "{fault:?}");
+        for path in [format!("a/manifests/{}", image.digest), format!("a/blobs/{}", image.layer)] {
+            let reply = scene.get(&path).await;
+            assert_eq!((reply.status, cache_status(&reply)), (200, "larder; hit"), "{fault:?} {path}");
+        }
+        // What is not held cannot be served: 503 and a while to wait.
+        for path in ["a/manifests/v2".to_string(), "b/manifests/v1".into(), format!("a/blobs/{}", image.config)] {
+            let reply = scene.get(&path).await;
+            assert_eq!((reply.status, reply.code().as_str()), (503, "UNAVAILABLE"), "{fault:?} {path}");
+            assert!(reply.header("retry-after").is_some());
+        }
+        // The limit, and not a second longer.
+        scene.pass(24 * 3600 - 301);
+        assert_eq!(scene.get("a/manifests/v1").await.status, 200, "{fault:?}");
+        scene.pass(1);
+        assert_eq!(scene.get("a/manifests/v1").await.status, 503, "{fault:?}");
+        assert_eq!(scene.get(&format!("a/manifests/{}", image.digest)).await.status, 200, "content has no age");
+    }
+}
+
+#[tokio::test]
+async fn the_upstream_is_asked_again_in_the_background_and_believed_when_it_is_back() {
+    let scene = Scene::new().await;
+    push(&scene.upstream, "a", "v1", b"one");
+    scene.get("a/manifests/v1").await;
+    scene.upstream.fault(everything, usize::MAX, Fault::status(500));
+    scene.pass(60);
+    scene.get("a/manifests/v1").await;
+    scene.upstream.heal();
+    let second = push(&scene.upstream, "a", "v1", b"two");
+    let asked = scene.upstream.requests();
+    for _ in 0..5 {
+        scene.get("a/manifests/v1").await;
+    }
+    assert_eq!(scene.upstream.requests(), asked, "not so soon");
+    scene.pass(2);
+    let end = Instant::now() + Duration::from_secs(60);
+    while scene.get("a/manifests/v1").await.body != second.manifest {
+        assert!(Instant::now() < end, "the new tag is never seen");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(scene.upstream.requests(), asked + 2, "one HEAD, one GET");
+}
+
+#[tokio::test]
+async fn a_429_is_heeded_and_never_passed_on() {
+    let scene = Scene::new().await;
+    push(&scene.upstream, "a", "v1", b"layer");
+    scene.upstream.fault(everything, usize::MAX, Fault::too_many("3600"));
+    for _ in 0..5 {
+        let reply = scene.get("a/manifests/v1").await;
+        assert_eq!(reply.status, 503);
+        assert!(reply.text().contains("upstream said 429"), "{}", reply.text());
+    }
+    assert_eq!(scene.upstream.requests(), 1, "the window is heeded");
+}
+
+#[tokio::test]
+async fn nobody_at_the_upstreams_address_is_503_within_two_seconds() {
+    let scene = Scene::new().await;
+    let image = push(&scene.upstream, "a", "v1", b"layer");
+    let scene = scene.restarted_without_upstream(|_| {}).await;
+    for path in ["a/manifests/v1".to_string(), format!("a/blobs/{}", image.layer), "a/tags/list".into()] {
+        let begin = Instant::now();
+        let reply = scene.get(&path).await;
+        assert_eq!((reply.status, reply.code().as_str()), (503, "UNAVAILABLE"), "{path}");
+        // The four attempts of this test's client take milliseconds; the point is that nothing waits for a time-out.
+        assert!(begin.elapsed() < Duration::from_secs(9), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn with_the_upstream_gone_before_the_start_everything_held_is_served() {
+    let scene = Scene::new().await;
+    let image = push(&scene.upstream, "a/b", "v1", b"layer");
+    for path in ["manifests/v1".to_string(), format!("blobs/{}", image.config), format!("blobs/{}", image.layer)] {
+        assert_eq!(scene.get(&format!("a/b/{path}")).await.status, 200);
+    }
+    let mut scene = scene.restarted_without_upstream(|_| {}).await;
+    for (later, status) in [(0, "larder; hit"), (400, "larder; fwd=stale; fwd-status=503")] {
+        scene.pass(later);
+        let reply = scene.get("a/b/manifests/v1").await;
+        assert_eq!((reply.status, cache_status(&reply), &reply.body), (200, status, &image.manifest));
+        for (digest, path) in [(image.digest, "manifests"), (image.config, "blobs"), (image.layer, "blobs")] {
+            for method in ["GET", "HEAD"] {
+                let reply = scene.request(method, &format!("a/b/{path}/{digest}"), &[]).await;
+                assert_eq!((reply.status, cache_status(&reply)), (200, "larder; hit"), "{method} {digest} {later}");
+            }
+        }
+        scene = scene.restarted_without_upstream(|_| {}).await;
+    }
+}
+
+#[tokio::test]
+async fn a_registry_whose_head_is_broken_is_asked_by_get() {
+    for fault in [Fault::status(404), Fault::status(405), Fault::Header("Docker-Content-Digest", None)] {
+        let scene = Scene::new().await;
+        let image = push(&scene.upstream, "a", "v1", b"layer");
+        scene.upstream.fault(of(Kind::ManifestHead), usize::MAX, fault.clone());
+        scene.upstream.fault(of(Kind::BlobHead), usize::MAX, Fault::status(404));
+        for method in ["HEAD", "GET"] {
+            let reply = scene.request(method, "a/manifests/v1", &[]).await;
+            assert_eq!(reply.status, 200, "{fault:?} {}", reply.text());
+            assert_eq!(reply.header("docker-content-digest"), Some(&*image.digest.to_string()));
+        }
+        assert_eq!(scene.head(&format!("a/blobs/{}", image.layer)).await.status, 200);
+        assert_eq!(scene.asked(Kind::ManifestGet), 1, "{fault:?}");
+    }
+}
