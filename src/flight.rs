@@ -9,6 +9,8 @@
 //! begins a new flight.
 
 pub mod fill;
+#[cfg(test)]
+mod interleavings;
 mod sync;
 
 use std::{

@@ -210,7 +210,8 @@ async fn fill(
     let mut failure = None;
     let mut asked: Vec<&Arc<Way>> = Vec::new();
     for way in &plan.sources {
-        if fills.marks.left(way, plan.digest).is_some() {
+        // A reconcile has an interval to wait out as it is, and tells what it met.
+        if writer.meta().streams && fills.marks.left(way, plan.digest).is_some() {
             continue;
         }
         let offset = keeping.as_ref().map_or(0, |k| k.offset);

@@ -115,7 +115,7 @@ impl Puller {
     }
 
     /// What refers to `subject`: the upstream's index as it is, filters applied or not as it says. From an upstream without
-    /// that API (404) the index under the fallback tag, unfiltered; where there is none, an empty one.
+    /// that API the index under the fallback tag, unfiltered; where there is none, an empty one.
     pub async fn referrers(
         &self,
         way: &Arc<Way>,
@@ -125,7 +125,8 @@ impl Puller {
     ) -> Result<Referrers, PullError> {
         let Way { endpoint, repository } = &**way;
         let refused = match self.client.referrers(endpoint, repository, subject, query, budget).await {
-            Err(error) if error.class() == Class::NotFound => error,
+            // By the specification 404; registries older than it may refuse the path as they refuse any they do not know.
+            Err(error) if matches!(error.class(), Class::NotFound | Class::Proto) => error,
             answer => return Ok(answer?),
         };
         // distribution-spec 1.1, "Referrers tag schema".

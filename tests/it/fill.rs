@@ -1,0 +1,506 @@
+//! One fetch for all who ask, and what they read while it comes: the puller against a registry that misbehaves as told.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use larder::{
+    class::Class,
+    digest::Digest,
+    metrics,
+    oci::{Descriptor, Selector},
+    pull::{Ask, FillError, Follower, How, Opened, PullError, Puller, Way},
+    registry::{Budget, Client, Config, Credentials, Endpoint, Transport},
+    secret::Secret,
+    server::{Bound, Handler, Limits, Peer, body::Body},
+    shutdown,
+    store::{Bounds, Store},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::support::registry::{Auth, Fault, Kind, Options, ScriptedRegistry, of};
+
+/// The bytes at a blob's end that wait for its digest.
+const HELD_BACK: usize = 64 << 10;
+const LARGE: usize = (3 << 20) + 17;
+
+struct World {
+    registry: ScriptedRegistry,
+    puller: Puller,
+    _data: tempfile::TempDir,
+}
+
+fn content(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i / 251 + i) as u8).collect()
+}
+
+fn way_to(registry: &ScriptedRegistry, repository: &str) -> Arc<Way> {
+    Arc::new(Way {
+        endpoint: Endpoint {
+            registry: registry.authority().parse().unwrap(),
+            transport: Transport { plain_http: true, allow_loopback: true, ..Transport::default() },
+            credentials: Credentials::Anonymous,
+        },
+        repository: repository.parse().unwrap(),
+    })
+}
+
+fn descriptor(digest: Digest, size: usize) -> Descriptor {
+    Descriptor {
+        media_type: "application/octet-stream".to_owned(),
+        digest,
+        size: size as u64,
+        platform: None,
+        artifact_type: None,
+        annotations: Default::default(),
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    async fn with(options: Options) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let store = Store::open(data.path()).unwrap();
+        let client = Client::new(Config { retry_base: Duration::from_millis(1), ..Config::default() }).unwrap();
+        let puller = Puller::new(store, client).unwrap();
+        Self { registry: ScriptedRegistry::start_with(options).await, puller, _data: data }
+    }
+
+    fn ask(&self, digest: Digest) -> Ask {
+        Ask {
+            way: way_to(&self.registry, "team/app"),
+            digest,
+            size: None,
+            entitled: false,
+            further: Vec::new(),
+            budget: Budget::within(Duration::from_secs(20)).silence(Duration::from_millis(300)),
+        }
+    }
+
+    async fn open(&self, digest: Digest) -> Result<(Opened, How), PullError> {
+        self.puller.open(&self.ask(digest)).await
+    }
+
+    fn holds(&self, digest: &Digest) -> bool {
+        self.puller.store().get(digest).unwrap().is_some()
+    }
+
+    fn gets(&self) -> usize {
+        self.registry.count(Kind::BlobGet)
+    }
+}
+
+/// All that can be read of it from `start` on, and how it ended.
+async fn read_from(opened: Opened, start: u64) -> (Vec<u8>, Result<(), FillError>) {
+    let mut follower = match opened {
+        Opened::Held(blob) => return (blob.to_vec().unwrap().split_off(start as usize), Ok(())),
+        Opened::Filling(follower) => follower,
+    };
+    let mut bytes = Vec::new();
+    let mut at = start;
+    while at < follower.size() {
+        let readable = match follower.readable(at).await {
+            Ok(readable) => readable,
+            Err(error) => return (bytes, Err(error)),
+        };
+        assert!(readable > at);
+        while at < readable {
+            let piece = follower.piece(at, readable).unwrap();
+            assert!(!piece.is_empty());
+            bytes.extend_from_slice(&piece);
+            at += piece.len() as u64;
+        }
+    }
+    (bytes, Ok(()))
+}
+
+async fn read(opened: Opened) -> (Vec<u8>, Result<(), FillError>) {
+    read_from(opened, 0).await
+}
+
+fn follower(opened: Opened) -> Follower {
+    match opened {
+        Opened::Filling(follower) => follower,
+        Opened::Held(blob) => panic!("{} is here already", blob.digest()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_askers_make_one_request_and_all_read_the_right_bytes() {
+    for length in [0, 1, 64 << 10, (1 << 20) - 1, 1 << 20, LARGE] {
+        let world = World::new().await;
+        let bytes = Arc::new(content(length));
+        let digest = world.registry.add_blob("team/app", &bytes);
+        let asking: Vec<_> = (0..200)
+            .map(|n| {
+                let (puller, ask, bytes) = (world.puller.clone(), world.ask(digest), bytes.clone());
+                tokio::spawn(async move {
+                    let (opened, how) = puller.open(&ask).await.unwrap();
+                    let start = n * bytes.len() / 200;
+                    let (read, end) = read_from(opened, start as u64).await;
+                    end.unwrap();
+                    assert!(read == bytes[start..], "{length} from {start}");
+                    how
+                })
+            })
+            .collect();
+        let mut misses = 0;
+        for asker in asking {
+            misses += usize::from(asker.await.unwrap() == How::Miss);
+        }
+        assert_eq!(world.gets(), 1, "{length}");
+        assert!(misses >= 1, "somebody went to the upstream: {length}");
+        assert!(world.holds(&digest));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_outlives_the_one_who_began_it() {
+    let world = World::new().await;
+    let bytes = content(LARGE);
+    let digest = world.registry.add_blob("team/app", &bytes);
+    world.registry.fault(of(Kind::BlobGet), 1, Fault::Delay(Duration::from_millis(200)));
+    let (puller, ask) = (world.puller.clone(), world.ask(digest));
+    let first = tokio::spawn(async move { puller.open(&ask).await.map(|_| ()) });
+    while world.gets() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    first.abort();
+    let (opened, how) = world.open(digest).await.unwrap();
+    assert_eq!(how, How::Collapsed);
+    assert!(read(opened).await.0 == bytes);
+    assert_eq!(world.gets(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_reads_nothing_holds_nobody_up() {
+    let world = World::new().await;
+    let bytes = content(LARGE);
+    let digest = world.registry.add_blob("team/app", &bytes);
+    let (slow, _) = world.open(digest).await.unwrap();
+    let mut other = follower(world.open(digest).await.unwrap().0);
+    assert!(other.finished().await.unwrap().is_some());
+    assert!(read(slow).await.0 == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cut_goes_on_where_it_stopped() {
+    for fault in [
+        Fault::Cut { after: LARGE / 2, reset: true },
+        Fault::Cut { after: LARGE / 2, reset: false },
+        Fault::Stall { after: LARGE / 2 },
+    ] {
+        let world = World::new().await;
+        let bytes = content(LARGE);
+        let digest = world.registry.add_blob("team/app", &bytes);
+        world.registry.fault(of(Kind::BlobGet), 1, fault.clone());
+        let (read, end) = read(world.open(digest).await.unwrap().0).await;
+        end.unwrap();
+        assert!(read == bytes, "{fault:?}");
+        let ranges: Vec<_> =
+            world.registry.seen_of(Kind::BlobGet).iter().map(|s| s.header("range").is_some()).collect();
+        assert_eq!(ranges, [false, true], "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_dies_for_good_ends_the_blob_where_it_died() {
+    for fault in [Fault::Cut { after: LARGE / 2, reset: false }, Fault::Stall { after: LARGE / 2 }] {
+        let world = World::new().await;
+        let bytes = content(LARGE);
+        let digest = world.registry.add_blob("team/app", &bytes);
+        world.registry.fault(of(Kind::BlobGet), 1, fault.clone());
+        world.registry.fault(of(Kind::BlobGet), 9, Fault::Stall { after: 0 });
+        let (read, end) = read(world.open(digest).await.unwrap().0).await;
+        let error = end.unwrap_err();
+        assert!(!error.is_wrong() && error.class() == Class::Net, "{error:?}");
+        assert!(read == bytes[..LARGE / 2], "{fault:?}: {} bytes", read.len());
+        assert!(!world.holds(&digest));
+        assert!(world.gets() <= 3, "{fault:?}: {}", world.gets());
+        // The next asker begins anew.
+        world.registry.heal();
+        assert!(self::read(world.open(digest).await.unwrap().0).await.0 == bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_source_goes_on_at_the_byte_where_the_first_died() {
+    let (world, other) = (World::new().await, ScriptedRegistry::start().await);
+    let bytes = content(LARGE);
+    let digest = world.registry.add_blob("team/app", &bytes);
+    other.add_blob("elsewhere/app", &bytes);
+    world.registry.fault(of(Kind::BlobGet), 1, Fault::Cut { after: LARGE / 2, reset: false });
+    world.registry.fault(of(Kind::BlobGet), 9, Fault::status(404));
+    let ask = Ask { further: vec![way_to(&other, "elsewhere/app")], ..world.ask(digest) };
+    let (read, end) = read(world.puller.open(&ask).await.unwrap().0).await;
+    end.unwrap();
+    assert!(read == bytes);
+    let seen = other.seen_of(Kind::BlobGet);
+    let range = format!("bytes={}-", LARGE / 2);
+    assert_eq!(seen.iter().map(|s| s.header("range")).collect::<Vec<_>>(), [Some(range.as_str())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_neither_kept_nor_given_out_to_the_end_and_their_source_is_not_asked_again_at_once() {
+    for length in [1000, LARGE] {
+        let (world, other) = (World::new().await, ScriptedRegistry::start().await);
+        let bytes = content(length);
+        let digest = world.registry.add_blob("team/app", &bytes);
+        other.add_blob("team/app", &bytes);
+        let mut wrong = bytes.clone();
+        wrong[length / 2] ^= 1;
+        world.registry.fault(of(Kind::BlobGet), 1, Fault::Body(wrong));
+        match world.open(digest).await {
+            // Verified first.
+            Err(error) => {
+                assert_eq!((error.class(), length), (Class::Digest, 1000), "{error}");
+            }
+            Ok((opened, _)) => {
+                let (read, end) = read(opened).await;
+                assert!(end.unwrap_err().is_wrong());
+                assert!(read.len() <= length - HELD_BACK && length == LARGE, "{} of {length}", read.len());
+            }
+        }
+        assert!(!world.holds(&digest));
+        let again = world.open(digest).await.unwrap_err();
+        assert!(matches!(again, PullError::Marked { .. }) && again.class() == Class::NotFound, "{again}");
+        assert_eq!(world.gets(), 1, "{length}");
+        // Another source at once, and the first when it is forgiven.
+        let ask = Ask { further: vec![way_to(&other, "team/app")], ..world.ask(digest) };
+        assert!(read(world.puller.open(&ask).await.unwrap().0).await.0 == bytes);
+        assert_eq!((world.gets(), other.count(Kind::BlobGet)), (1, 1), "{length}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_that_differs_from_what_was_promised_is_refused() {
+    for (stated, known, class) in [
+        (Some((LARGE - 1).to_string()), Some(LARGE), Class::Size),
+        (Some((LARGE + 1).to_string()), Some(LARGE), Class::Size),
+        (None, None, Class::Proto),
+    ] {
+        let world = World::new().await;
+        let digest = world.registry.add_blob("team/app", &content(LARGE));
+        world.registry.fault(of(Kind::BlobGet), 9, Fault::Header("Content-Length", stated.clone()));
+        let ask = Ask { size: known.map(|size| size as u64), ..world.ask(digest) };
+        let error = world.puller.open(&ask).await.map(|(_, how)| how).unwrap_err();
+        assert_eq!(error.class(), class, "{stated:?}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn knowing_a_digest_gives_no_right_to_what_is_held_or_coming() {
+    let world = World::with(Options { auth: Auth::Basic("user", "password"), ..Options::default() }).await;
+    let bytes = content(LARGE);
+    let digest = world.registry.add_blob("team/app", &bytes);
+    let entitled = |repository| {
+        let way = way_to(&world.registry, repository);
+        let credentials = Credentials::Basic { username: "user".to_owned(), password: Secret::new("password") };
+        let endpoint = Endpoint { credentials, ..way.endpoint.clone() };
+        Ask { way: Arc::new(Way { endpoint, ..(*way).clone() }), ..world.ask(digest) }
+    };
+    world.registry.fault(
+        |seen| seen.kind == Kind::BlobGet && seen.header("authorization").is_some(),
+        1,
+        Fault::Stall { after: LARGE / 2 },
+    );
+    let (coming, _) = world.puller.open(&entitled("team/app")).await.unwrap();
+    // While it comes: without a credential, and out of a repository that has it not.
+    assert_eq!(world.open(digest).await.unwrap_err().class(), Class::Auth);
+    let elsewhere = world.puller.open(&entitled("other/app")).await.unwrap_err();
+    assert!(matches!(elsewhere, PullError::NotThere { .. }), "{elsewhere}");
+    assert!(read(coming).await.0 == bytes);
+    // And when it is here.
+    assert_eq!(world.open(digest).await.unwrap_err().class(), Class::Auth);
+    let elsewhere = world.puller.open(&entitled("other/app")).await.unwrap_err();
+    assert_eq!(elsewhere.class(), Class::NotFound, "{elsewhere}");
+    // Whom the upstream lets in has it, and a hit is only what an asker was known to be entitled to.
+    assert_eq!(world.puller.open(&entitled("team/app")).await.unwrap().1, How::Miss);
+    let known = Ask { entitled: true, ..entitled("team/app") };
+    assert_eq!(world.puller.open(&known).await.unwrap().1, How::Hit);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reconciler_and_the_mirror_share_a_fill_of_the_same_way() {
+    let world = World::new().await;
+    let bytes = content(LARGE);
+    let digest = world.registry.add_blob("team/app", &bytes);
+    world.registry.fault(of(Kind::BlobGet), 1, Fault::Delay(Duration::from_millis(100)));
+    let way = way_to(&world.registry, "team/app");
+    let (ask, descriptor) = (world.ask(digest), descriptor(digest, LARGE));
+    let pulling = world.puller.blob(&way, &descriptor, ask.budget);
+    let (pulled, opened) = tokio::join!(pulling, world.puller.open(&ask));
+    assert_eq!(pulled.unwrap().0.len(), LARGE as u64);
+    assert!(read(opened.unwrap().0).await.0 == bytes);
+    assert_eq!(world.gets(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_cannot_be_kept_is_passed_on_and_verified() {
+    for length in [1000, LARGE] {
+        let world = World::new().await;
+        world.puller.store().bind(Bounds { max_bytes: Some(0), headroom_bytes: Some(u64::MAX) }, Vec::new).unwrap();
+        let bytes = content(length);
+        let digest = world.registry.add_blob("team/app", &bytes);
+        let ask = Ask { entitled: true, ..world.ask(digest) };
+        let asking = (0..8).map(|_| {
+            let (puller, ask) = (world.puller.clone(), ask.clone());
+            tokio::spawn(async move {
+                let (opened, how) = puller.open(&ask).await.unwrap();
+                (read(opened).await, how)
+            })
+        });
+        for asker in asking.collect::<Vec<_>>() {
+            let ((read, end), how) = asker.await.unwrap();
+            end.unwrap();
+            assert!(read == bytes, "{length}");
+            assert_eq!(how, How::Passed);
+        }
+        assert!(!world.holds(&digest));
+        let mut wrong = bytes.clone();
+        wrong[0] ^= 1;
+        world.registry.fault(of(Kind::BlobGet), 1, Fault::Body(wrong));
+        match world.puller.open(&ask).await {
+            Err(error) => assert_eq!(error.class(), Class::Digest),
+            Ok((opened, _)) => {
+                let (read, end) = read(opened).await;
+                assert!(end.unwrap_err().is_wrong() && read.len() <= length - HELD_BACK);
+            }
+        }
+        // The reconciler's pull says what is the matter.
+        let way = way_to(&world.registry, "team/app");
+        let pulled = world.puller.blob(&way, &descriptor(digest, length), ask.budget).await;
+        assert_eq!(pulled.unwrap_err().class(), Class::Disk);
+    }
+}
+
+/// Answers every request with the blob, as it comes.
+struct Following(Puller, Ask);
+
+impl Handler for Following {
+    const LISTENER: metrics::Listener = metrics::Listener::Registry;
+
+    async fn handle(&self, _: Request<Incoming>, _: Peer) -> Response<Body> {
+        let follower = follower(self.0.open(&self.1).await.unwrap().0);
+        let size = follower.size();
+        Response::builder().header("content-length", size).body(Body::following(follower, 0, size)).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_ends_early_and_in_order_where_the_upstream_died_and_before_the_last_bytes_where_they_are_wrong() {
+    let bytes = content(LARGE);
+    let mut wrong = bytes.clone();
+    wrong[LARGE - 1] ^= 1;
+    for (fault, least, most) in [
+        (Fault::Cut { after: LARGE / 2, reset: false }, LARGE / 2, LARGE / 2),
+        (Fault::Body(wrong), 0, LARGE - HELD_BACK),
+        (Fault::IgnoreRange, LARGE, LARGE),
+    ] {
+        let world = World::new().await;
+        let digest = world.registry.add_blob("team/app", &bytes);
+        world.registry.fault(of(Kind::BlobGet), 1, fault.clone());
+        if matches!(fault, Fault::Cut { .. }) {
+            world.registry.fault(of(Kind::BlobGet), 9, Fault::status(404));
+        }
+        let bound = Bound::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = bound.address();
+        let (_trigger, shutdown) = shutdown::channel();
+        let handler = Arc::new(Following(world.puller.clone(), world.ask(digest)));
+        let serving = tokio::spawn(larder::server::serve(bound, handler, Limits::default(), shutdown));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        // An RST would be an error here.
+        client.read_to_end(&mut answer).await.unwrap();
+        let head = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+        let body = &answer[head..];
+        assert!(answer.starts_with(b"HTTP/1.1 200"));
+        assert!((least..=most).contains(&body.len()), "{fault:?}: {} bytes", body.len());
+        assert!(*body == bytes[..body.len()]);
+        serving.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_of_any_kind_come_as_they_are_and_what_is_none_does_not() {
+    const UNKNOWN: &str = "application/vnd.example.thing+json";
+    let world = World::new().await;
+    let way = way_to(&world.registry, "team/app");
+    let budget = world.ask(Digest::sha256(b"")).budget;
+    let bytes = br#"{"schemaVersion":2,"mediaType":"application/vnd.example.thing+json"}"#;
+    let digest = world.registry.add_manifest("team/app", Some("v1"), UNKNOWN, bytes);
+    let tag = Selector::Tag("v1".parse().unwrap());
+    for selector in [tag.clone(), Selector::Digest(digest)] {
+        let raw = world.puller.raw_manifest(&way, &selector, budget).await.unwrap();
+        assert_eq!((raw.digest, &raw.bytes[..], raw.media_type.as_deref()), (digest, &bytes[..], Some(UNKNOWN)));
+        assert!(raw.kept && raw.document.is_none());
+    }
+    assert!(world.holds(&digest));
+    // A HEAD tells; without its digest a GET does.
+    let gets = world.registry.count(Kind::ManifestGet);
+    let probed = world.puller.probe(&way, &tag, budget).await.unwrap();
+    assert_eq!((probed.digest, probed.length), (digest, Some(bytes.len() as u64)));
+    assert_eq!(world.registry.count(Kind::ManifestGet), gets);
+    for fault in [Fault::status(405), Fault::status(404), Fault::Header("Docker-Content-Digest", None)] {
+        world.registry.fault(of(Kind::ManifestHead), 1, fault.clone());
+        let probed = world.puller.probe(&way, &tag, budget).await.unwrap();
+        assert!(probed.digest == digest && probed.manifest.is_some(), "{fault:?}");
+    }
+    world.registry.fault(of(Kind::ManifestHead), 9, Fault::status(503));
+    let error = world.puller.probe(&way, &tag, budget).await.map(|p| p.digest).unwrap_err();
+    assert_eq!(error.class(), Class::Net);
+    world.registry.heal();
+    world.registry.add_manifest("team/app", Some("v1"), "text/html", b"<html>log in</html>");
+    let error = world.puller.raw_manifest(&way, &tag, budget).await.map(|m| m.digest).unwrap_err();
+    assert_eq!(error.class(), Class::Manifest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blobs_length_is_found_also_where_a_head_is_refused() {
+    let world = World::new().await;
+    let way = way_to(&world.registry, "team/app");
+    let digest = world.registry.add_blob("team/app", &content(1000));
+    let budget = world.ask(digest).budget;
+    for (fault, gets) in [
+        (None, 0),
+        (Some(Fault::status(404)), 1),
+        (Some(Fault::status(405)), 2),
+        (Some(Fault::Header("Content-Length", None)), 3),
+    ] {
+        if let Some(fault) = fault {
+            world.registry.fault(of(Kind::BlobHead), 1, fault);
+        }
+        assert_eq!(world.puller.blob_length(&way, digest, budget).await.unwrap(), Some(1000));
+        assert_eq!(world.gets(), gets);
+    }
+    assert_eq!(world.puller.blob_length(&way, Digest::sha256(b"none"), budget).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_come_a_page_at_a_time_and_referrers_by_the_fallback_where_there_is_no_api() {
+    let world = World::new().await;
+    let way = way_to(&world.registry, "team/app");
+    let subject = world.registry.add_manifest("team/app", None, "application/json", b"{}");
+    let budget = world.ask(subject).budget;
+    for tag in ["a", "b", "c"] {
+        world.registry.add_manifest("team/app", Some(tag), "application/json", b"{}");
+    }
+    let first = world.puller.tags_page(&way, "n=2", budget).await.unwrap();
+    let names = |tags: &[larder::oci::Tag]| tags.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names(&first.tags), ["a", "b"]);
+    let second = world.puller.tags_page(&way, &first.next.unwrap(), budget).await.unwrap();
+    assert_eq!((names(&second.tags), second.next), (vec!["c".to_owned()], None));
+    let none = world.puller.referrers(&way, &subject, "", budget).await.unwrap();
+    assert!(none.index.ends_with(br#""manifests":[]}"#) && none.filters_applied.is_none());
+    let index = br#"{"schemaVersion":2,"manifests":[],"annotations":{"x":"y"}}"#;
+    let tag = subject.to_string().replace(':', "-");
+    world.registry.add_manifest("team/app", Some(&tag), "application/vnd.oci.image.index.v1+json", index);
+    assert_eq!(world.puller.referrers(&way, &subject, "", budget).await.unwrap().index, &index[..]);
+}
