@@ -7,6 +7,7 @@
 mod check;
 mod settings;
 mod values;
+mod yaml;
 
 use std::path::{Path, PathBuf};
 
@@ -189,7 +190,11 @@ pub fn schema() -> serde_json::Value {
 /// # Errors
 /// Everything that [`check`] finds.
 pub fn parse_file(name: &Path, text: &str) -> Result<Settings, ConfigErrors> {
-    check::parse(text).map_err(|errors| errors.of(name))
+    parse(text).map_err(|errors| errors.of(name))
+}
+
+fn parse(text: &str) -> Result<Settings, ConfigErrors> {
+    yaml::parse(text).map_err(ConfigErrors::new)
 }
 
 #[cfg(test)]

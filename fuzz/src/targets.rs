@@ -6,7 +6,7 @@ use larder::{
     digest::Digest,
     objects, oci,
     registry::{challenge as challenges, docker_config as docker_configs},
-    server::{query as queries, range as ranges, route as routes},
+    server::{query as queries, range as ranges, registry::access as accesses, route as routes},
     store::{Durability, Store},
     unpack::{
         data::Limits,
@@ -21,6 +21,8 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name, which is also its corpus's.
 pub const ALL: &[Target] = &[
+    ("access", access),
+    ("authorization", authorization),
     ("challenge", challenge),
     ("decompress", decompress),
     ("docker_config", docker_config),
@@ -40,6 +42,37 @@ pub const ALL: &[Target] = &[
 
 /// What one decompression may give: far above what a corpus file expands to, so that a broken cap is seen.
 const CAP: u64 = 1 << 20;
+
+/// The users and rules of local repositories: first line a repository, second a pattern, the rest an htpasswd file.
+pub fn access(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let (name, rest) = text.split_once('\n').unwrap_or((text, ""));
+    let (pattern, users) = rest.split_once('\n').unwrap_or((rest, ""));
+    if let Ok(parsed) = pattern.parse::<accesses::Pattern>() {
+        let matches = parsed.matches(name);
+        assert!(!parsed.matches("") || pattern.bytes().all(|b| b == b'*'));
+        assert!(matches || !pattern.bytes().all(|b| b == b'*'));
+        assert!(pattern.contains('*') || matches == (name == pattern));
+    }
+    let _ = pattern.parse::<accesses::Subject>();
+    match accesses::htpasswd::Users::parse(users) {
+        Ok(users) => assert!(!users.contains("") && !users.contains(accesses::TOKEN_USER)),
+        Err(error) => assert!(!error.to_string().contains("$2")),
+    }
+}
+
+/// `Authorization`.
+pub fn authorization(data: &[u8]) {
+    use accesses::authorization::Credentials;
+    match accesses::authorization::parse(data) {
+        Some(Credentials::Basic { user, password }) => {
+            assert!(!user.contains(':'));
+            assert!(!user.chars().chain(password.expose().chars()).any(char::is_control));
+        }
+        Some(Credentials::Bearer(token)) => assert!(token.expose().bytes().all(|b| b.is_ascii_graphic())),
+        None => {}
+    }
+}
 
 /// `WWW-Authenticate`.
 pub fn challenge(data: &[u8]) {

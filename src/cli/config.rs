@@ -28,12 +28,12 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Check { file } => {
             let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            let config = config::check(&text).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
+            let config = config::check(&text).map_err(|errors| errors.of(&file))?;
             let unsupported = config.unsupported();
             if !unsupported.is_empty() {
                 bail!("{}: valid, but this version does not do: {}", file.display(), unsupported.join(", "));
             }
-            println!("{} is a valid configuration", file.display());
+            super::output::print(&format!("{} is a valid configuration\n", file.display()))?;
         }
     }
     Ok(())

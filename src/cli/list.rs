@@ -40,6 +40,12 @@ struct Row {
 
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if let Some(selector) = &arguments.reference.selector {
+        let without = Reference { selector: None, ..arguments.reference.clone() };
+        return Err(super::usage(format!(
+            "list shows every tag of a repository, so {selector} has no meaning here: write oci://{without}"
+        )));
+    }
     let at = Arc::new(arguments.remote.open(&arguments.reference).await?);
     let spinner = output::spinner("listing tags");
     let mut tags = at.client.tags(&at.endpoint, &at.repository, at.budget).await?;

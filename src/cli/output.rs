@@ -22,15 +22,20 @@ pub enum Format {
 
 /// Prints `value` as one JSON or YAML document.
 pub fn print_document(value: &impl Serialize, format: Format) -> anyhow::Result<()> {
+    let text = match format {
+        Format::Yaml => crate::apply::yaml_text::write(&serde_json::to_value(value)?),
+        _ => serde_json::to_string_pretty(value)? + "\n",
+    };
+    print(&text)
+}
+
+/// Writes to stdout. A reader that has gone away (`larder … | head`) has seen what it wanted: no error.
+pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    match format {
-        Format::Yaml => out.write_all(crate::apply::yaml_text::write(&serde_json::to_value(value)?).as_bytes())?,
-        _ => {
-            serde_json::to_writer_pretty(&mut out, value)?;
-            writeln!(out)?;
-        }
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Prints rows under a header, columns aligned; control characters in foreign text are shown escaped.
@@ -42,8 +47,8 @@ pub fn print_table(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> 
     let width =
         |n: usize| rows.iter().map(|row| row[n].chars().count()).chain([header[n].len()]).max().unwrap_or_default();
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let mut out = std::io::stdout().lock();
-    let mut line = |cells: Vec<&str>| -> std::io::Result<()> {
+    let mut all = String::new();
+    let mut line = |cells: Vec<&str>| {
         let mut text = String::new();
         for (n, cell) in cells.iter().enumerate() {
             text.push_str(cell);
@@ -51,13 +56,14 @@ pub fn print_table(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> 
                 text.extend(std::iter::repeat_n(' ', widths[n] + 3 - cell.chars().count()));
             }
         }
-        writeln!(out, "{}", text.trim_end())
+        all.push_str(text.trim_end());
+        all.push('\n');
     };
-    line(header.to_vec())?;
+    line(header.to_vec());
     for row in &rows {
-        line(row.iter().map(String::as_str).collect())?;
+        line(row.iter().map(String::as_str).collect());
     }
-    Ok(())
+    print(&all)
 }
 
 /// A number of bytes for people: `5.7 MB`.

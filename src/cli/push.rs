@@ -116,7 +116,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let pushed = json!({"url": url, "repository": repository, "tag": tag.as_str(), "digest": digest});
         return output::print_document(&pushed, arguments.output);
     }
-    println!("pushed {url} as {tag}");
+    super::output::print(&format!("pushed {url} as {tag}\n"))?;
     Ok(())
 }
 

@@ -54,7 +54,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return output::print_document(&tagged, arguments.output);
     }
     for tag in &arguments.tags {
-        println!("{repository}:{tag} is {}", manifest.digest);
+        output::print(&format!("{repository}:{tag} is {}\n", manifest.digest))?;
     }
     Ok(())
 }

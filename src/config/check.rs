@@ -3,9 +3,7 @@
 use std::{collections::HashSet, fmt, path::Path};
 
 use super::{Config, Settings, Surroundings, UpstreamSettings};
-use crate::{
-    class::Class, mirror::UpstreamConfig, objects::documents::yaml_options, oci, server::registry::access::Subject,
-};
+use crate::{class::Class, mirror::UpstreamConfig, oci, server::registry::access::Subject};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +42,13 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl ConfigErrors {
-    fn one(line: Option<usize>, message: impl Into<String>) -> Self {
-        Self { file: None, errors: vec![ConfigError { line, message: message.into() }] }
+    /// These.
+    pub(super) fn new(errors: Vec<ConfigError>) -> Self {
+        Self { file: None, errors }
     }
 
     /// The same, said of a file.
-    pub(super) fn of(mut self, file: &Path) -> Self {
+    pub fn of(mut self, file: &Path) -> Self {
         self.file = Some(file.display().to_string());
         self
     }
@@ -63,55 +62,9 @@ impl ConfigErrors {
 /// Checks a configuration file's text as `larder serve` would read it without any flag.
 ///
 /// # Errors
-/// Everything that is wrong; what does not parse is told alone.
+/// Everything that is wrong; what shows only when all settings are read is told once they can be.
 pub fn check(text: &str) -> Result<Config, ConfigErrors> {
-    Config::resolve(Settings::default(), parse(text)?, &Surroundings::default())
-}
-
-/// The settings in a file's text. An empty file has none.
-pub(super) fn parse(text: &str) -> Result<Settings, ConfigErrors> {
-    let empty = text.lines().all(|l| l.trim().is_empty() || l.trim().starts_with('#') || l.trim() == "---");
-    if empty {
-        return Ok(Settings::default());
-    }
-    serde_saphyr::from_str_with_options(text, yaml_options()).map_err(|error| {
-        let line = error.location().and_then(|at| usize::try_from(at.line()).ok()).filter(|line| *line > 0);
-        let message = match error.without_snippet() {
-            serde_saphyr::Error::SerdeUnknownField { field, expected, .. } => {
-                let field: String = field.chars().filter(|c| !c.is_control()).take(80).collect();
-                match nearest(&field, expected) {
-                    Some(known) => format!("unknown key {field:?}; did you mean {known:?}?"),
-                    None => format!("unknown key {field:?}; known here: {}", expected.join(", ")),
-                }
-            }
-            other => other.render_with_options(serde_saphyr::render_options! {
-                snippets: serde_saphyr::SnippetMode::Off,
-            }),
-        };
-        ConfigErrors::one(line, message)
-    })
-}
-
-/// The known name that differs least, if it differs little.
-fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    let (distance, best) = known.iter().map(|k| (distance(&name.to_lowercase(), &k.to_lowercase()), *k)).min()?;
-    (distance <= name.len().div_ceil(3)).then_some(best)
-}
-
-/// Levenshtein's distance: letters to change, insert or remove.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+    Config::resolve(Settings::default(), super::parse(text)?, &Surroundings::default())
 }
 
 /// What no setting alone shows.

@@ -155,7 +155,7 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
         ("registry:\n  access:\n  - match: A\n", 3, "matches no repository"),
         ("registry:\n  access:\n  - match: a\n    read: ['b:c']\n", 4, "not a user's name"),
         ("data: /d\nadminListen: nowhere\n", 2, "nowhere"),
-        ("data: /d\n\nconcurrency: 0\n", 3, "zero"),
+        ("data: /d\n\nconcurrency: 0\n", 3, "1 to 65535"),
         ("tagTtl: 5x\n", 1, "5x"),
         ("store: {maxBytes: 10XB}\n", 1, "10XB"),
         ("egressDeny: [10.0.0.0/33]\n", 1, "10.0.0.0/33"),

@@ -228,7 +228,12 @@ impl Inner {
     fn log(&self, loader: &mut Loader, outcome: &Outcome) {
         for (version, kind) in &outcome.foreign {
             if loader.foreign.insert((version.clone(), kind.clone())) {
-                tracing::info!(api_version = version, kind, "documents of this kind are not Larder's and are ignored");
+                let text = "documents of this kind are not Larder's and are ignored";
+                // Whoever puts Flux's objects here may expect something to become of them.
+                match version.contains(".toolkit.fluxcd.io/") {
+                    true => tracing::warn!(api_version = version, kind, "{text}"),
+                    false => tracing::info!(api_version = version, kind, "{text}"),
+                }
             }
         }
         let mut told = HashSet::new();

@@ -115,6 +115,9 @@ fn problems(list: &[String]) -> String {
     text
 }
 
+/// Flux's kinds of the groups of ours that Larder does not reconcile.
+const NOT_OURS: &[&str] = &["Bucket", "ExternalArtifact"];
+
 /// A foreign word, fit for a message.
 fn short(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()
@@ -140,6 +143,12 @@ fn read_one(document: &Value, list_kind: Option<&str>, list_version: Option<&str
     let ours = Kind::ALL.into_iter().find(|k| k.name() == kind);
     // The file that `kustomize` reads has a Kustomization of its own.
     let foreign = version.starts_with("kustomize.config.k8s.io/");
+    let group = version.split_once('/').map(|(group, _)| group).unwrap_or_default();
+    if ours.is_none() && Kind::ALL.iter().any(|k| k.group() == group) && !NOT_OURS.contains(&kind) {
+        let known = Kind::ALL.iter().filter(|k| k.group() == group).map(|k| k.name());
+        let known: Vec<_> = known.collect();
+        return faulty(None, format!("kind: {group} has no {:?}; it has {}", short(kind), known.join(", ")));
+    }
     if dependency.is_none() && (ours.is_none() || foreign) {
         return Declared::Foreign(short(version), short(kind));
     }
@@ -353,6 +362,11 @@ mod tests {
                 Some(Identity::Object(Key::new(Kind::HelmRepository, "default", "a"))),
                 "spec.url: must begin with oci:// where spec.type is oci",
             ),
+            (
+                object(v1, "OCIRepositry", json!({"name": "a"}), spec()),
+                None,
+                "kind: source.toolkit.fluxcd.io has no \"OCIRepositry\"; it has OCIRepository, GitRepository, HelmRepository, HelmChart",
+            ),
         ];
         for (document, identity, error) in table {
             assert_eq!(one(document.clone()), Declared::Faulty { identity, error: error.into() }, "{document}");
@@ -374,9 +388,13 @@ mod tests {
             let Content::Object { raw_spec, .. } = content else { panic!() };
             assert_eq!(raw_spec, json!({"url": "oci://h/r", "interval": "1m"}));
         }
-        for (version, kind) in
-            [("apps/v1", "Deployment"), ("v1", "Namespace"), ("kustomize.config.k8s.io/v1beta1", "Kustomization")]
-        {
+        for (version, kind) in [
+            ("source.toolkit.fluxcd.io/v1", "Bucket"),
+            ("helm.toolkit.fluxcd.io/v2", "HelmRelease"),
+            ("apps/v1", "Deployment"),
+            ("v1", "Namespace"),
+            ("kustomize.config.k8s.io/v1beta1", "Kustomization"),
+        ] {
             assert_eq!(
                 one(json!({"apiVersion": version, "kind": kind})),
                 Declared::Foreign(version.into(), kind.into())

@@ -123,6 +123,7 @@ impl Store {
         named.extend(self.mirrored_digests()?);
         let mut pushed = Names::default();
         pushed.extend(linked.pushed);
+        pushed.extend(linked.deleted);
         let limits = Limits {
             now: now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             unreferenced: unreferenced_for.as_secs(),
@@ -301,6 +302,23 @@ mod tests {
         assert_eq!(store.collect_at(NONE, UNREFERENCED_FOR, now + HOUR * 3).unwrap().blobs, 1);
         assert!(!repository.has_blob(&pushed).unwrap());
         assert!(store.get(&cached).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_was_pushed_and_deleted_goes_after_two_hours_and_leaves_no_note() {
+        let (root, store) = store();
+        let [config, manifest, cached] = [&b"config"[..], b"manifest", b"cached"].map(|c| put(&store, c));
+        let repository = store.local_named("a");
+        repository.link_blob(&config).unwrap();
+        repository.put_manifest(&manifest, "m", &[config]).unwrap();
+        let now = SystemTime::now();
+        assert_eq!(store.collect_at(NONE, UNREFERENCED_FOR, now + HOUR * 3).unwrap().blobs, 0, "untagged, but there");
+        assert!(repository.delete_manifest(&manifest).unwrap() && repository.delete_blob(&config).unwrap());
+        assert_eq!(store.collect_at(NONE, UNREFERENCED_FOR, now + HOUR * 4).unwrap(), Collected::default());
+        assert_eq!(store.collect_at(NONE, UNREFERENCED_FOR, now + HOUR * 6).unwrap().blobs, 2);
+        assert!(store.get(&cached).unwrap().is_some());
+        let notes = root.path().join("links/local/a/_deleted");
+        assert_eq!(std::fs::read_dir(notes).unwrap().count(), 0);
     }
 
     #[test]

@@ -462,6 +462,42 @@ mod tests {
     use super::*;
 
     #[test]
+    fn forgotten_uploads_of_one_client_make_room_for_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(folder.path()).unwrap();
+        let now = Instant::now();
+        let session = |user: &str, idle: Duration| Session {
+            repository: "a".parse().unwrap(),
+            owner: Owner { user: Some(user.into()), address: IpAddr::from([127, 0, 0, 1]) },
+            scratch: Arc::new(tokio::sync::Mutex::new(Some(store.scratch().unwrap()))),
+            received: Arc::default(),
+            touched: now.checked_sub(idle).unwrap_or(now),
+        };
+        let (one, busy) = (UploadId::random(), UploadId::random());
+        let mut sessions = HashMap::from([
+            // Of whoever has few, though it waits longest.
+            (one, session("bob", IDLE * 9)),
+            (busy, session("alice", IDLE * 8)),
+        ]);
+        let mut idle: Vec<UploadId> = Vec::new();
+        for n in [2, 5, 3] {
+            idle.push(UploadId::random());
+            sessions.insert(idle[idle.len() - 1], session("alice", IDLE * n));
+        }
+        sessions.insert(UploadId::random(), session("alice", Duration::ZERO));
+        let writing = Arc::clone(&sessions[&busy].scratch);
+        let _writing = writing.try_lock().unwrap();
+        for n in [1, 2, 0] {
+            assert!(sessions.contains_key(&idle[n]) && make_room(&mut sessions));
+            assert!(!sessions.contains_key(&idle[n]), "{n} waited longest");
+        }
+        assert_eq!(sessions.len(), 3);
+        assert!(make_room(&mut sessions), "alice has two more, but none that waits");
+        assert!(!sessions.contains_key(&one) && sessions.contains_key(&busy));
+        assert!(!make_room(&mut sessions), "nothing has waited long enough");
+    }
+
+    #[test]
     fn a_chunk_must_begin_where_the_last_one_ended() {
         let status = |range: &'static str, received, length| {
             check_range(&HeaderValue::from_static(range), received, length)

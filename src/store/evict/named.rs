@@ -50,7 +50,8 @@ impl Store {
         let named = match &mut *named {
             Some(named) => named,
             None => {
-                let Linked { local, pushed, pinned } = self.linked()?;
+                // What was deleted here may be had again where it is also cached: it is as evictable as that.
+                let Linked { local, pushed, pinned, deleted: _ } = self.linked()?;
                 let mut read = Named { local: HashMap::default(), bytes: 0, pinned: Names::default() };
                 read.pinned.extend(pinned);
                 for digest in local.iter().chain(&pushed) {
