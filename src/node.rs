@@ -6,6 +6,7 @@
 //! stop, the store is synced and its counters noted.
 
 mod mirrors;
+mod orders;
 mod upkeep;
 
 use std::{
@@ -26,6 +27,7 @@ use crate::{
     artifact::{build::Caps, publish::Published},
     blocking,
     config::{Address, Config, HostPort},
+    mirror::Mirror,
     objects::{
         Backend, BackendError, BoxFuture, Change, Directory, Event, Key, Listing, Object, SecretObject, ServiceAccount,
         Status,
@@ -35,7 +37,8 @@ use crate::{
     reconciler::{self, NotDone, Reconciler, Rendering},
     registry::{self, Client, ProxyEnvironment, RegistryError},
     server::{
-        Admin, Artifacts, Bound, Control, Handler, Limits, Refusal, Registry, Tls, TlsError, Workers,
+        Admin, Artifacts, Bound, Control, Handler, Limits, Order, OrderFailure, Refusal, Registry, Tls, TlsError,
+        Workers,
         listener::BindError,
         registry::access::{self, Access},
         serve, tls,
@@ -206,7 +209,8 @@ impl Node {
             _workers: workers,
         };
         store.set_admin_address(Some(&node.admin.to_string()))?;
-        let control = Arc::new(Controls { reconciler: reconciler.clone(), store: store.clone(), puller });
+        let control = Controls { reconciler: reconciler.clone(), store: store.clone(), puller, mirror: mirror.clone() };
+        let control = Arc::new(control);
         {
             let mut serving = node.serving.lock().await;
             let mut local = Registry::new(store.clone(), config.local_repositories()).with_access(access);
@@ -380,6 +384,7 @@ struct Controls {
     reconciler: Reconciler,
     store: Store,
     puller: Puller,
+    mirror: Option<Mirror>,
 }
 
 impl Control for Controls {
@@ -415,6 +420,10 @@ impl Control for Controls {
             });
             serde_json::to_value(collected.await?).map_err(|e| e.to_string())
         })
+    }
+
+    fn order(&self, order: Order) -> BoxFuture<'_, Result<Value, OrderFailure>> {
+        Box::pin(orders::carry_out(self.mirror.as_ref(), order))
     }
 }
 

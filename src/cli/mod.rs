@@ -4,6 +4,7 @@ mod admin;
 mod config;
 mod get;
 mod list;
+mod mirror;
 mod output;
 mod pull;
 mod push;
@@ -43,6 +44,8 @@ enum Command {
     #[command(subcommand)]
     Store(store::Command),
     #[command(subcommand)]
+    Mirror(mirror::Command),
+    #[command(subcommand)]
     Config(config::Command),
 }
 
@@ -58,6 +61,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Get(arguments) => block_on(get::run(arguments)),
         Command::Reconcile(arguments) => block_on(reconcile::run(arguments)),
         Command::Store(command) => block_on(store::run(command)),
+        Command::Mirror(command) => block_on(mirror::run(command)),
         Command::Config(command) => config::run(command),
     }
 }

@@ -4,7 +4,7 @@
 //! token where one is set; a set token is asked for on every address, as loopback is no boundary on a node where pods
 //! use the host's network (hardening.md section 5). A POST has to come from here: its Host must be this listener's
 //! address, an IP literal or localhost, and its Origin, where a browser sends one, the same host; so a web page that
-//! the operator looks at can cause nothing, whatever name it makes resolve to 127.0.0.1.
+//! the operator looks at can cause nothing, whatever name it makes resolve to 127.0.0.1. A DELETE likewise.
 //!
 //! Errors are `{"error":"…","class":"…"}`. Nothing here ever shows a Secret: what [`Control`] lists is shown as it is.
 
@@ -26,6 +26,7 @@ use serde_json::Value;
 use super::{
     body::Body,
     listener::{Handler, Peer},
+    orders::{self, Order, OrderFailure},
     query::Query,
     reply,
 };
@@ -48,6 +49,8 @@ pub trait Control: Send + Sync + 'static {
     fn reconcile<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Value, Refusal>>;
     /// For `POST /v1/store/gc`: collects now; what went.
     fn collect(&self) -> BoxFuture<'_, Result<Value, String>>;
+    /// For `POST /v1/forget`, `/v1/prefetch`, `/v1/pin` and `DELETE /v1/pin`: what came of it.
+    fn order(&self, order: Order) -> BoxFuture<'_, Result<Value, OrderFailure>>;
 }
 
 /// Why a reconcile was not done.
@@ -180,6 +183,19 @@ impl Admin {
                     }
                 }
             }
+            path if orders::methods(path).is_some() => {
+                let pin = path == "/v1/pin" && request.method() == Method::DELETE;
+                if pin {
+                    self.check_from_here(request)?
+                } else {
+                    self.writes(request)?
+                };
+                let order = orders::parse(request.method(), path, request.uri().query());
+                match self.control.order(order.map_err(Failure::bad_request)?).await {
+                    Ok(done) => Ok(reply::json(StatusCode::OK, &done, None)),
+                    Err(failure) => Err(Failure::new(orders::status(failure.class), failure.class, failure.message)),
+                }
+            }
             _ => Err(Failure::new(StatusCode::NOT_FOUND, Class::NotFound, "there is no such resource")),
         }
     }
@@ -209,6 +225,10 @@ impl Admin {
         if request.method() != Method::POST {
             return Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, Class::Client, "only POST"));
         }
+        self.check_from_here(request)
+    }
+
+    fn check_from_here(&self, request: &Request<Incoming>) -> Result<(), Failure> {
         check_origin(request.headers(), self.address, self.token.is_some())
     }
 }
@@ -220,8 +240,10 @@ impl Handler for Admin {
         let mut out = match self.route(&request).await {
             Ok(out) => out,
             Err(failure) if failure.status == StatusCode::METHOD_NOT_ALLOWED => {
-                let reads = !matches!(request.uri().path(), "/v1/reconcile" | "/v1/store/gc");
-                let allow = if reads { "GET, HEAD" } else { "POST" };
+                let allow = match request.uri().path() {
+                    "/v1/reconcile" | "/v1/store/gc" => "POST",
+                    path => orders::methods(path).unwrap_or("GET, HEAD"),
+                };
                 reply::method_not_allowed(failure.into_response(), allow)
             }
             Err(failure) => failure.into_response(),

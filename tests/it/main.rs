@@ -5,6 +5,7 @@ mod fuzz_corpus;
 mod hardening;
 mod layering;
 mod mirror;
+mod mirror_setup;
 mod registry;
 mod server;
 mod support;

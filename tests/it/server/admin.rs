@@ -3,9 +3,10 @@
 use std::{io::Read as _, net::SocketAddr, sync::Arc};
 
 use larder::{
+    class::Class,
     objects::{BoxFuture, Key, Listing},
     secret::Secret,
-    server::{Admin, Bound, Control, Limits, Refusal},
+    server::{Admin, Bound, Control, Limits, Order, OrderFailure, Refusal},
 };
 use serde_json::{Value, json};
 
@@ -40,6 +41,14 @@ impl Control for Node {
 
     fn collect(&self) -> BoxFuture<'_, Result<Value, String>> {
         Box::pin(async { Ok(json!({"blobs": 0})) })
+    }
+
+    fn order(&self, order: Order) -> BoxFuture<'_, Result<Value, OrderFailure>> {
+        let answer = match order.reference.repository.as_str() {
+            "known" => Ok(json!({"order": format!("{:?}", order.what)})),
+            _ => Err(OrderFailure { class: Class::NotFound, message: "the upstream said 404".into() }),
+        };
+        Box::pin(async move { answer })
     }
 }
 
@@ -116,6 +125,29 @@ async fn a_reconcile_answers_with_the_object_or_why_not() {
 }
 
 #[tokio::test]
+async fn an_order_for_an_image_is_passed_on() {
+    let scene = Scene::new();
+    let running = start(&scene, "127.0.0.1:0", true, None);
+    for (method, target, status, order) in [
+        ("POST", "/v1/forget?ref=ghcr.io/known:v1", 200, "Forget"),
+        ("POST", "/v1/prefetch?ref=ghcr.io/known:v1", 200, "Prefetch(Own)"),
+        ("POST", "/v1/pin?ref=ghcr.io/known:v1&platform=all", 200, "Pin(All)"),
+        ("DELETE", "/v1/pin?ref=ghcr.io/known:v1", 200, "Unpin"),
+        ("POST", "/v1/pin?ref=ghcr.io/other:v1", 404, ""),
+        ("POST", "/v1/pin?ref=ghcr.io/known", 400, ""),
+        ("POST", "/v1/pin", 400, ""),
+    ] {
+        let reply = running.request(method, target, &[], b"").await;
+        assert_eq!(reply.status, status, "{method} {target}");
+        if status == 200 {
+            assert_eq!(reply.json()["order"], order, "{method} {target}");
+        } else {
+            assert!(reply.json()["error"].is_string(), "{method} {target}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_post_has_to_come_from_here() {
     let scene = Scene::new();
     let running = start(&scene, "127.0.0.1:0", true, None);
@@ -128,9 +160,17 @@ async fn a_post_has_to_come_from_here() {
     ] {
         assert_eq!(running.request("POST", target, headers, b"").await.status, status, "{headers:?}");
     }
-    for (method, target, allow) in
-        [("GET", target, "POST"), ("POST", "/v1/objects", "GET, HEAD"), ("DELETE", "/metrics", "GET, HEAD")]
-    {
+    let evil = [("host", "evil.example")];
+    for method in ["POST", "DELETE"] {
+        assert_eq!(running.request(method, "/v1/pin?ref=ghcr.io/known:v1", &evil, b"").await.status, 403, "{method}");
+    }
+    for (method, target, allow) in [
+        ("GET", target, "POST"),
+        ("POST", "/v1/objects", "GET, HEAD"),
+        ("DELETE", "/metrics", "GET, HEAD"),
+        ("DELETE", "/v1/forget?ref=ghcr.io/known:v1", "POST"),
+        ("GET", "/v1/pin?ref=ghcr.io/known:v1", "POST, DELETE"),
+    ] {
         let reply = running.request(method, target, &[], b"").await;
         assert_eq!((reply.status, reply.header("allow")), (405, Some(allow)), "{method} {target}");
     }

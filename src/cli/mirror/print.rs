@@ -1,0 +1,160 @@
+//! `larder mirror print podman|docker`: what other clients need, for the user to put where it belongs. Their files hold
+//! more than mirrors, so none is written here.
+
+use anyhow::bail;
+use serde_json::json;
+
+use super::{
+    super::output,
+    Mirror,
+    hosts::{self, reach},
+};
+use crate::config::Config;
+
+/// `print`
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// For which client: podman (also skopeo, buildah and CRI-O) or docker
+    #[arg(value_enum)]
+    client: Client,
+    #[command(flatten)]
+    mirror: Mirror,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Client {
+    /// A drop-in for /etc/containers/registries.conf.d/, TOML
+    Podman,
+    /// Keys for /etc/docker/daemon.json, JSON
+    Docker,
+}
+
+/// Prints it.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = arguments.mirror.read()?;
+    match arguments.client {
+        Client::Podman => print!("{}", podman(&config)?),
+        Client::Docker => output::print_document(&docker(&config)?, output::Format::Json)?,
+    }
+    Ok(())
+}
+
+/// `registries.conf` (containers-registries.conf(5)). These clients rewrite the name's prefix instead of sending `ns=`.
+fn podman(config: &Config) -> anyhow::Result<String> {
+    let authority = reach(&config.registry_listen, "registryListen")?;
+    let plain = config.registry.tls.is_none();
+    let mut out = String::from(
+        "# From `larder mirror print podman`. Put it into /etc/containers/registries.conf.d/larder.conf.\n\
+         # A mirror that does not answer is passed over: the pull goes on to the registry itself.\n",
+    );
+    if !plain {
+        out.push_str(&format!(
+            "# The listener speaks TLS: put its authority into /etc/containers/certs.d/{authority}/ca.crt.\n"
+        ));
+    }
+    for upstream in &config.upstreams {
+        let host = upstream.host.to_string();
+        let prefix = host.replace(':', "_");
+        // The location names where the registry itself is, where that is not what its name says.
+        let server = hosts::server(upstream);
+        let (insecure, place) = match server.strip_prefix("http://") {
+            Some(place) => (true, place),
+            None => (false, server.trim_start_matches("https://")),
+        };
+        let place = if host == "docker.io" && upstream.url.is_none() { "docker.io" } else { place };
+        out.push_str(&format!("\n[[registry]]\nprefix = \"{host}\"\nlocation = \"{place}\"\n"));
+        if insecure {
+            out.push_str("insecure = true\n");
+        }
+        out.push_str(&format!("\n[[registry.mirror]]\nlocation = \"{authority}/{prefix}\"\n"));
+        if plain {
+            out.push_str("insecure = true\n");
+        }
+    }
+    Ok(out)
+}
+
+/// `daemon.json`. Docker mirrors Docker Hub alone, and takes only a host's root: a listener of its own.
+fn docker(config: &Config) -> anyhow::Result<serde_json::Value> {
+    let of_upstreams = config.upstreams.iter().filter_map(|u| Some((u.listen.as_ref()?, &u.host)));
+    let mut all = of_upstreams.chain(config.mirror_listen.iter().map(|listen| (&listen.address, &listen.host)));
+    let Some((address, _)) = all.find(|(_, host)| host.to_string() == "docker.io") else {
+        bail!(
+            "Docker mirrors docker.io only, by a listener for it alone, and there is none: start `larder serve` with \
+             --upstream docker.io=https://registry-1.docker.io --mirror-listen 127.0.0.1:5001=docker.io, or set \
+             `listen` of that upstream in the configuration"
+        );
+    };
+    let authority = reach(address, "the listener for docker.io")?;
+    if config.registry.tls.is_none() {
+        // Docker trusts plain http on loopback; elsewhere it has to be told.
+        let loopback = ["127.", "[::1]", "localhost:"].iter().any(|own| authority.starts_with(own));
+        let mut keys = json!({ "registry-mirrors": [format!("http://{authority}")] });
+        if !loopback {
+            keys["insecure-registries"] = json!([authority]);
+        }
+        return Ok(keys);
+    }
+    Ok(json!({ "registry-mirrors": [format!("https://{authority}")] }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn podman_is_told_prefix_place_and_mirror_of_each_upstream() {
+        let yaml =
+            "upstreams: [{host: docker.io}, {host: quay.io}, {host: '127.0.0.1:5001', url: 'http://127.0.0.1:5001'}]";
+        let printed = podman(&config::check(yaml).unwrap()).unwrap();
+        let lines: Vec<&str> = printed.lines().filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+        assert_eq!(
+            lines,
+            [
+                "[[registry]]",
+                "prefix = \"docker.io\"",
+                "location = \"docker.io\"",
+                "[[registry.mirror]]",
+                "location = \"127.0.0.1:5000/docker.io\"",
+                "insecure = true",
+                "[[registry]]",
+                "prefix = \"quay.io\"",
+                "location = \"quay.io\"",
+                "[[registry.mirror]]",
+                "location = \"127.0.0.1:5000/quay.io\"",
+                "insecure = true",
+                "[[registry]]",
+                "prefix = \"127.0.0.1:5001\"",
+                "location = \"127.0.0.1:5001\"",
+                "insecure = true",
+                "[[registry.mirror]]",
+                "location = \"127.0.0.1:5000/127.0.0.1_5001\"",
+                "insecure = true",
+            ]
+        );
+    }
+
+    #[test]
+    fn docker_gets_the_listener_that_is_docker_hubs_alone() {
+        for (yaml, expected) in [
+            (
+                "upstreams: [{host: docker.io, listen: '127.0.0.1:5001'}]",
+                Some(json!({"registry-mirrors": ["http://127.0.0.1:5001"]})),
+            ),
+            (
+                "upstreams: [{host: docker.io}]\nmirrorListen: ['10.0.0.7:5001=docker.io']",
+                Some(json!({"registry-mirrors": ["http://10.0.0.7:5001"], "insecure-registries": ["10.0.0.7:5001"]})),
+            ),
+            (
+                "upstreams: [{host: docker.io, listen: ':5001'}]\nregistry: {tls: {cert: /c, key: /k}}",
+                Some(json!({"registry-mirrors": ["https://[::1]:5001"]})),
+            ),
+            ("upstreams: [{host: docker.io}]", None),
+            ("upstreams: [{host: quay.io, listen: '127.0.0.1:5001'}]", None),
+            ("upstreams: [{host: docker.io, listen: '127.0.0.1:0'}]", None),
+        ] {
+            assert_eq!(docker(&config::check(yaml).unwrap()).ok(), expected, "{yaml}");
+        }
+    }
+}
