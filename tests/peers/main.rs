@@ -13,6 +13,7 @@ mod helm;
 mod images;
 mod kustomizations;
 mod lifecycle;
+mod mirror;
 mod need;
 mod packaging;
 mod quickstart;
