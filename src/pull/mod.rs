@@ -169,9 +169,7 @@ impl Puller {
         if held {
             match self.client.resolve(&way.endpoint, &way.repository, &selector, budget).await {
                 Ok(found) => return Ok(Target { tag: tag_of(selector), digest: found.digest, fetched: None }),
-                Err(error) if matches!(error.class(), Class::Net | Class::Rate | Class::Policy) => {
-                    return Err(error.into());
-                }
+                Err(error) if is_final(&error) => return Err(error.into()),
                 // Some registries answer a HEAD wrongly or not at all, and pull-through caches fill only on a GET.
                 Err(_) => {}
             }
@@ -261,6 +259,11 @@ impl Puller {
         let (grants, way) = (self.grants.clone(), way.clone());
         blocking::io(move || grants.mark(&way.endpoint, &way.repository, &digest)).await.map_err(PullError::Grants)
     }
+}
+
+/// Whether a HEAD's failure would be a GET's, too.
+fn is_final(error: &crate::registry::RegistryError) -> bool {
+    matches!(error.class(), Class::Net | Class::Rate | Class::Policy) || error.is_unauthenticated()
 }
 
 fn tag_of(selector: Selector) -> Option<Tag> {

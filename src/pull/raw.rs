@@ -88,7 +88,7 @@ impl Puller {
             Ok(found) => {
                 Ok(Probed { digest: found.digest, media_type: found.media_type, length: found.length, manifest: None })
             }
-            Err(error) if matches!(error.class(), Class::Net | Class::Rate | Class::Policy) => Err(error.into()),
+            Err(error) if super::is_final(&error) => Err(error.into()),
             Err(_) => {
                 let manifest = self.raw_manifest(way, selector, budget).await?;
                 Ok(Probed {

@@ -186,6 +186,11 @@ impl RegistryError {
         }
     }
 
+    /// Whether it failed at who asks, so that asking in another way (GET instead of HEAD) only costs two tokens more.
+    pub fn is_unauthenticated(&self) -> bool {
+        matches!(self, Self::Status { status, .. } if status.as_u16() == 401) || self.is_authentication_setup()
+    }
+
     /// Whether this failed before the registry itself answered for lack of usable credentials, TLS material, proxy or
     /// token (Flux's AuthenticationFailed), as opposed to the registry's own refusal (OCIArtifactPullFailed) or a
     /// network that is down.
