@@ -16,8 +16,8 @@
 //! # Shape
 //! A request names an [`Upstream`] and a repository, and comes as a [`Caller`]. What is fresh is answered from memory
 //! and the open blob: two look-ups under read locks. Everything else goes through one question to the upstream for all
-//! who ask the same ([`once`]). [`repository`] knows manifests, links and tags, [`readers`] who may read, [`negatives`]
-//! what was said no to a moment ago, [`upstream`] how an upstream fares.
+//! who ask the same (`once`). `repository` knows manifests, links and tags, `readers` who may read, `negatives`
+//! what was said no to a moment ago, `upstream` how an upstream fares.
 //!
 //! Any number of callers at once. Marks of readers, links and tags are on disk, unsynced: after a crash what is lost
 //! costs a question.

@@ -7,16 +7,16 @@
 //!
 //! **Sources.** An upstream that dies or falls silent is asked once more for the rest (the client does that, by Range);
 //! then the next source goes on at that byte, the hash being kept. Wrong bytes end the fill, nothing is kept, and the
-//! sources that gave them are marked for [`MARKED_FOR`].
+//! sources that gave them are marked for `MARKED_FOR`.
 //!
-//! **Nobody there.** A fill that nobody has read for [`GRACE`] is given up, unless half of it has come or no more than
-//! [`WORTH_FINISHING`] are left.
+//! **Nobody there.** A fill that nobody has read for `GRACE` is given up, unless half of it has come or no more than
+//! `WORTH_FINISHING` are left.
 //!
-//! **Disk full.** A fill that streams goes on without the disk ([`source`](super::source)); what cannot be kept is passed
+//! **Disk full.** A fill that streams goes on without the disk (`source`); what cannot be kept is passed
 //! on all the same, and verified. Askers that come too late for the bytes in memory are filled for alone: so are, also
 //! with room on the disk, those who may not share ([`Puller::blob`]).
 //!
-//! **Memory.** A fill holds two batches of [`BATCH`]; at most [`AT_ONCE`] are under way, the others wait.
+//! **Memory.** A fill holds two batches of `BATCH`; at most `AT_ONCE` are under way, the others wait.
 
 use std::{
     collections::HashMap,

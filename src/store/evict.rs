@@ -15,7 +15,7 @@
 //!
 //! When a blob was last used stands in its open handle, in seconds, and once a minute in the journal; a hit takes no
 //! lock for it. Candidates are found by listing the directories beside the journal, the first time that room is
-//! needed; [`CANDIDATES`] at a time are remembered, so a round costs no listing as long as some are left. Rounds wait
+//! needed; `CANDIDATES` at a time are remembered, so a round costs no listing as long as some are left. Rounds wait
 //! for each other; hits wait for none.
 
 mod named;
