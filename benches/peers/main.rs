@@ -17,10 +17,13 @@ mod objects;
 #[path = "../support/programs.rs"]
 mod programs;
 mod serve;
+mod stampede;
 mod start;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
+#[path = "../support/upstream.rs"]
+mod upstream;
 mod versions;
 
 use std::time::Instant;
@@ -29,13 +32,14 @@ use table::Table;
 
 type Group = (&'static str, fn(&Options, &mut Table));
 
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 7] = [
     ("serve", serve::run),
     ("objects", objects::run),
     ("build", build::run),
     ("image", image::run),
     ("versions", versions::run),
     ("start", start::run),
+    ("stampede", stampede::run),
 ];
 
 /// What was asked for.
