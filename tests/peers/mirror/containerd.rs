@@ -5,11 +5,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use crate::support::{eventually, larder::finish};
+use crate::support::{eventually, fixtures::hex_of, larder::finish};
 
 /// A running containerd; ended when dropped.
 pub struct Containerd {
     child: Child,
+    content: PathBuf,
     socket: PathBuf,
 }
 
@@ -47,7 +48,7 @@ impl Containerd {
             version.arg("--address").arg(&socket).arg("version");
             if finish(version).status.success() { Ok(()) } else { Err("it does not answer".to_owned()) }
         });
-        Self { child, socket }
+        Self { child, content: root.join("root/io.containerd.content.v1.content"), socket }
     }
 
     fn ctr(&self) -> Command {
@@ -62,6 +63,17 @@ impl Containerd {
         ctr.args(["images", "pull", "--snapshotter", "native", "--hosts-dir"]).arg(hosts).args(more).arg(image);
         let output = finish(ctr);
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    }
+
+    /// The bytes that it keeps under a digest.
+    pub fn blob(&self, digest: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.content.join("blobs/sha256").join(hex_of(digest))).ok()
+    }
+
+    /// Whether it has written a part of a blob that is not whole yet.
+    pub fn has_begun(&self) -> bool {
+        let ingests = std::fs::read_dir(self.content.join("ingest")).into_iter().flatten().flatten();
+        ingests.filter_map(|ingest| std::fs::metadata(ingest.path().join("data")).ok()).any(|data| data.len() > 0)
     }
 
     /// Removes an image and all of its content.

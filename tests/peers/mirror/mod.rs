@@ -2,6 +2,7 @@
 //! skopeo by path prefix and by a listener of one upstream.
 
 mod containerd;
+mod faults;
 
 use std::{path::Path, process::Command};
 
@@ -17,12 +18,12 @@ use crate::{
     },
 };
 
-/// A container image of three layers, each of about 300 KB that do not compress.
-fn push_image(registry: &DockerRegistry, repository: &str, tag: &str) -> Pushed {
+/// A container image of three layers, each with a file of so many bytes that hardly compress.
+fn image(length: usize) -> Artifact {
     let mut noise = fastrand::Rng::with_seed(7);
     let tars: Vec<Vec<u8>> = (0..3)
         .map(|n| {
-            let text: String = (0..300_000).map(|_| noise.alphanumeric()).collect();
+            let text: String = (0..length).map(|_| noise.alphanumeric()).collect();
             tar_of(&files(&[(&*format!("file-{n}"), &*text)]))
         })
         .collect();
@@ -33,25 +34,33 @@ fn push_image(registry: &DockerRegistry, repository: &str, tag: &str) -> Pushed 
         "rootfs": { "type": "layers", "diff_ids": tars.iter().map(|tar| sha256(tar)).collect::<Vec<_>>() },
     });
     let layer = |tar: &Vec<u8>| ("application/vnd.oci.image.layer.v1.tar+gzip".to_owned(), gzip(tar));
-    let artifact = Artifact {
+    Artifact {
         config_type: "application/vnd.oci.image.config.v1+json".into(),
         config: config.to_string().into_bytes(),
         layers: tars.iter().map(layer).collect(),
         annotations: json!({}),
-    };
-    registry.push(repository, tag, &artifact)
+    }
+}
+
+fn push_image(registry: &DockerRegistry, repository: &str, tag: &str) -> Pushed {
+    registry.push(repository, tag, &image(300_000))
 }
 
 /// A mirror of `registry`, and the folder that `larder mirror install` wrote for it.
-fn mirror(root: &Path, registry: &DockerRegistry, wrapper: &[&str], more: &[&str]) -> Larder {
-    let upstream = format!("{host}=http://{host}", host = registry.host());
-    let bound = format!("127.0.0.1:0={}", registry.host());
-    let flags = [&["--upstream", &upstream, "--mirror-listen", &bound], more].concat();
-    let larder = Larder::launch(root, wrapper, &flags, &[]).unwrap_or_else(|(_, why)| panic!("{why}"));
+fn mirror(root: &Path, registry: &DockerRegistry) -> Larder {
+    mirror_from(root, registry, &format!("http://{}", registry.host()))
+}
+
+/// Like [`mirror`], where the mirror finds the registry's content at `url`, and its clients the registry itself.
+fn mirror_from(root: &Path, registry: &DockerRegistry, url: &str) -> Larder {
+    let host = registry.host();
+    let bound = format!("127.0.0.1:0={host}");
+    let larder = Larder::start(root, &["--upstream", &format!("{host}={url}"), "--mirror-listen", &bound]);
     let certs = root.join("certs.d");
     let dir = certs.to_str().expect("UTF-8");
-    let listen = larder.registry_host();
-    let words = ["mirror", "install", "--upstream", &upstream, "--registry-listen", listen, "--dir", dir];
+    let upstream = format!("{host}=http://{host}");
+    let words =
+        ["mirror", "install", "--upstream", &upstream, "--registry-listen", larder.registry_host(), "--dir", dir];
     let done = run(root, words);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     larder
@@ -82,7 +91,7 @@ fn containerd_pulls_through_the_mirror_and_again_with_the_registry_stopped() {
     let mut registry = DockerRegistry::start(&root.path().join("registry"));
     push_image(&registry, "team/app", "v1");
     let before = blob_gets(&registry);
-    let larder = mirror(root.path(), &registry, &[], &[]);
+    let larder = mirror(root.path(), &registry);
     let containerd = Containerd::start(&root.path().join("containerd"));
     let image = format!("{}/team/app:v1", registry.host());
     let hosts = root.path().join("certs.d");
@@ -101,7 +110,7 @@ fn containerd_goes_on_to_the_registry_when_the_mirror_is_killed() {
     let registry = DockerRegistry::start(&root.path().join("registry"));
     push_image(&registry, "team/app", "v1");
     let before = blob_gets(&registry);
-    drop(mirror(root.path(), &registry, &[], &[]));
+    drop(mirror(root.path(), &registry));
     let containerd = Containerd::start(&root.path().join("containerd"));
     let image = format!("{}/team/app:v1", registry.host());
     containerd.pull(&root.path().join("certs.d"), &image, &[]).expect("the pull past the mirror");
@@ -115,7 +124,7 @@ fn what_only_a_credential_may_read_is_pulled_past_a_public_mirror() {
     let user = Some(("user".to_owned(), "password".to_owned()));
     let registry = DockerRegistry::start_with(&root.path().join("registry"), Setup { user, ..Setup::default() });
     push_image(&registry, "team/app", "v1");
-    let larder = mirror(root.path(), &registry, &[], &[]);
+    let larder = mirror(root.path(), &registry);
     let containerd = Containerd::start(&root.path().join("containerd"));
     let image = format!("{}/team/app:v1", registry.host());
     let hosts = root.path().join("certs.d");
@@ -155,7 +164,7 @@ fn skopeo_copies_by_path_and_by_the_listener_of_one_upstream() {
     let mut registry = DockerRegistry::start(&root.path().join("registry"));
     let pushed = push_image(&registry, "team/app", "v1");
     let before = blob_gets(&registry);
-    let larder = mirror(root.path(), &registry, &[], &[]);
+    let larder = mirror(root.path(), &registry);
     let prefix = registry.host().replace(':', "_");
     let bound = larder.mirrors[&registry.host()].trim_start_matches("http://").to_owned();
     stdout_of(skopeo(&format!("{}/{prefix}/team/app:v1", larder.registry_host()), &root.path().join("one")));
@@ -174,15 +183,16 @@ fn podman_takes_the_mirror_as_printed_for_it() {
     let root = tempfile::tempdir().expect("folder");
     let mut registry = DockerRegistry::start(&root.path().join("registry"));
     push_image(&registry, "team/app", "v1");
-    let larder = mirror(root.path(), &registry, &[], &[]);
+    let larder = mirror(root.path(), &registry);
     let upstream = format!("{host}=http://{host}", host = registry.host());
     let words = ["mirror", "print", "podman", "--upstream", &upstream, "--registry-listen", larder.registry_host()];
     let conf = root.path().join("registries.conf");
     std::fs::write(&conf, run(root.path(), words).stdout).expect("registries.conf");
+    let image = format!("{}/team/app:v1", registry.host());
     let pull = |storage: &str| {
         let mut podman = Command::new("podman");
         podman.arg("--root").arg(root.path().join(storage)).arg("--runroot").arg(root.path().join("run"));
-        podman.args(["--storage-driver", "vfs", "pull", "--quiet"]).arg(format!("{}/team/app:v1", registry.host()));
+        podman.args(["--storage-driver", "vfs", "pull", "--quiet", &image]);
         podman.env("CONTAINERS_REGISTRIES_CONF", &conf).env("HOME", root.path());
         finish(podman)
     };
@@ -190,4 +200,6 @@ fn podman_takes_the_mirror_as_printed_for_it() {
     assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
     assert_eq!(fetched(&larder, &registry), 4);
     registry.stop();
+    let second = pull("two");
+    assert!(second.status.success(), "{}", String::from_utf8_lossy(&second.stderr));
 }

@@ -1,0 +1,133 @@
+//! With its fallback on, containerd's pull that succeeds without Larder succeeds with it: killed, or without disk.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use tokio::runtime::Runtime;
+
+use super::{containerd::Containerd, image, mirror_from};
+use crate::{
+    docker_registry::{Artifact, DockerRegistry, OCI_MANIFEST},
+    need::need,
+    support::{
+        announce, eventually,
+        fixtures::sha256,
+        larder::Larder,
+        registry::{Fault, Kind, ScriptedRegistry, of},
+    },
+};
+
+/// Of each layer's file: enough that its blob is passed on while it comes, and that containerd writes a part of it.
+const LENGTH: usize = 4_000_000;
+/// Where the source stops: more than containerd collects before it writes, less than a layer.
+const PART: usize = 2 << 20;
+
+/// A registry, a source with the same content that misbehaves as told, a mirror of that source, and a containerd that
+/// asks first the mirror, then the registry.
+struct Scene {
+    containerd: Containerd,
+    larder: Option<Larder>,
+    source: ScriptedRegistry,
+    registry: DockerRegistry,
+    artifact: Artifact,
+    hosts: PathBuf,
+    /// What the source runs on.
+    _runtime: Runtime,
+}
+
+impl Scene {
+    fn set(root: &Path) -> Self {
+        let registry = DockerRegistry::start(&root.join("registry"));
+        let artifact = image(LENGTH);
+        let pushed = registry.push("team/app", "v1", &artifact);
+        let runtime = Runtime::new().expect("runtime");
+        let source = runtime.block_on(ScriptedRegistry::start());
+        source.add_blob("team/app", &artifact.config);
+        for (_, bytes) in &artifact.layers {
+            source.add_blob("team/app", bytes);
+        }
+        source.add_manifest("team/app", Some("v1"), OCI_MANIFEST, &pushed.manifest);
+        let larder = Some(mirror_from(root, &registry, source.origin()));
+        let containerd = Containerd::start(&root.join("containerd"));
+        let hosts = root.join("certs.d");
+        Self { containerd, larder, source, registry, artifact, hosts, _runtime: runtime }
+    }
+
+    fn image(&self) -> String {
+        format!("{}/team/app:v1", self.registry.host())
+    }
+
+    fn pull(&self) -> Result<(), String> {
+        self.containerd.pull(&self.hosts, &self.image(), &[])
+    }
+
+    /// Of the layer with that number.
+    fn digest(&self, layer: usize) -> String {
+        sha256(&self.artifact.layers[layer].1)
+    }
+
+    fn assert_pulled(&self) {
+        for (layer, (_, bytes)) in self.artifact.layers.iter().enumerate() {
+            assert!(self.containerd.blob(&self.digest(layer)).as_ref() == Some(bytes), "layer {layer}");
+        }
+    }
+}
+
+#[test]
+fn a_pull_succeeds_when_the_mirror_is_killed_in_its_middle() {
+    need!("containerd", "ctr", "docker-registry");
+    let root = tempfile::tempdir().expect("folder");
+    let mut scene = Scene::set(root.path());
+    // So that its middle lasts until the kill.
+    scene.source.fault(of(Kind::BlobGet), usize::MAX, Fault::Stall { after: PART });
+    let larder = scene.larder.take().expect("running");
+    thread::scope(|scope| {
+        let pull = scope.spawn(|| scene.pull());
+        eventually("containerd's first bytes", || {
+            if scene.containerd.has_begun() { Ok(()) } else { Err("nothing written".to_owned()) }
+        });
+        assert_eq!(scene.registry.count(&["GET /v2/team/app/blobs/"]), 0, "they came by the mirror");
+        larder.kill();
+        pull.join().expect("the pull's thread").expect("the pull");
+    });
+    scene.assert_pulled();
+}
+
+#[test]
+fn a_pull_succeeds_when_the_mirror_is_out_of_disk() {
+    need!("containerd", "ctr", "docker-registry", "mount");
+    if !rustix::process::geteuid().is_root() {
+        announce("SKIPPED: a_pull_succeeds_when_the_mirror_is_out_of_disk: only root mounts a small file system");
+        return;
+    }
+    let root = tempfile::tempdir().expect("folder");
+    let data = Tmpfs::mount(&root.path().join("data"));
+    let scene = Scene::set(root.path());
+    let full = std::fs::write(data.0.join("ballast"), vec![1; 8 << 20]).expect_err("more than there is room for");
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    scene.pull().expect("the pull");
+    scene.assert_pulled();
+    assert!(scene.source.count(Kind::BlobGet) > 0, "the mirror was asked");
+}
+
+/// A small file system, gone when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(at: &Path) -> Self {
+        std::fs::create_dir_all(at).expect("folder");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=4m,mode=0700", "larder-test"]).arg(at);
+        assert!(mount.status().expect("mount runs").success());
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
