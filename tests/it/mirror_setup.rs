@@ -222,3 +222,16 @@ async fn an_image_fetched_ahead_is_served_without_asking_and_a_forgotten_tag_is_
     .unwrap();
     assert_eq!([Kind::ManifestHead, Kind::ManifestGet].map(|kind| upstream.count(kind)), [2, 1]);
 }
+
+#[test]
+fn the_sample_of_a_node_is_valid_and_its_hosts_toml_is_what_install_writes() {
+    let root = tempfile::tempdir().unwrap();
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/mirror/larder.yaml");
+    let checked = run(root.path(), ["config", "check", config]);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked));
+    let certs = root.path().join("certs.d");
+    let done = mirror(root.path(), &["install", "--config", config, "--dir", certs.to_str().unwrap()]);
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done));
+    let written = fs::read_to_string(certs.join("docker.io/hosts.toml")).unwrap();
+    assert_eq!(written, include_str!("../../deploy/mirror/hosts.toml"));
+}
