@@ -16,6 +16,7 @@ mod image;
 mod objects;
 #[path = "../support/programs.rs"]
 mod programs;
+mod readers;
 mod serve;
 mod stampede;
 mod start;
@@ -32,7 +33,7 @@ use table::Table;
 
 type Group = (&'static str, fn(&Options, &mut Table));
 
-const GROUPS: [Group; 7] = [
+const GROUPS: [Group; 8] = [
     ("serve", serve::run),
     ("objects", objects::run),
     ("build", build::run),
@@ -40,6 +41,7 @@ const GROUPS: [Group; 7] = [
     ("versions", versions::run),
     ("start", start::run),
     ("stampede", stampede::run),
+    ("readers", readers::run),
 ];
 
 /// What was asked for.
