@@ -125,7 +125,7 @@ impl From<&PullError> for Miss {
         let said = status_of(cause);
         let reason: Arc<str> = match said {
             Some((status, by)) => format!("{by} said {status}").into(),
-            None => crate::class::chain(cause).into(),
+            None => without_names(cause).into(),
         };
         match (class, said) {
             (Class::Net | Class::Rate | Class::Disk | Class::Policy, _) => Self::Unavailable {
@@ -134,9 +134,25 @@ impl From<&PullError> for Miss {
                 status: said.map(|(status, _)| status),
                 retry_after: cause.retry_after(),
             },
-            (_, Some(_)) | (Class::Digest, _) => Self::NotFound { reason, class },
+            (_, Some((400 | 401 | 403 | 404 | 410, _))) | (Class::Digest, _) => Self::NotFound { reason, class },
             _ => Self::Unavailable { reason, class, status: None, retry_after: None },
         }
+    }
+}
+
+/// Why there was no answer, without what was asked for: a URL here would name what else is held, to those who may not
+/// know of it (hardening rules, row C9). The whole of it stands in the log.
+fn without_names(error: &RegistryError) -> String {
+    tracing::debug!(error = crate::class::chain(error), "an upstream did not answer");
+    match error {
+        RegistryError::Unreachable { doing, source, .. } => {
+            format!("the upstream cannot be reached: {doing}: {}", crate::class::chain(source.as_ref()))
+        }
+        RegistryError::Handshake { source, .. } => {
+            format!("TLS handshake with the upstream failed: {}", crate::class::chain(source.as_ref()))
+        }
+        RegistryError::Timeout { waiting, .. } => format!("the upstream timed out {waiting}"),
+        other => format!("the upstream's answer cannot be used ({}); Larder's log says more", other.class()),
     }
 }
 
@@ -189,6 +205,7 @@ mod tests {
             (403, false, "upstream said 403"),
             (400, false, "upstream said 400"),
             (410, false, "upstream said 410"),
+            (418, true, "upstream said 418"),
             (408, true, "upstream said 408"),
             (500, true, "upstream said 500"),
             (502, true, "upstream said 502"),

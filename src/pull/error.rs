@@ -53,7 +53,7 @@ pub enum PullError {
     },
     /// The upstream sent wrong bytes for this blob a moment ago.
     #[error(
-        "what {upstream} sent as {digest} a moment ago were other bytes; it is asked again in {} s",
+        "{upstream} sent other bytes as {digest} a moment ago, or broke off; it is asked again in {} s",
         .after.as_secs().max(1)
     )]
     Marked {

@@ -113,7 +113,7 @@ impl Default for Fills {
 /// Which server is meant by a way, whoever asks.
 type Upstream = (Registry, Transport);
 
-/// Sources that gave wrong bytes for a digest a moment ago.
+/// Sources that gave wrong bytes for a digest a moment ago, or broke off for good in the middle of it.
 #[derive(Default)]
 pub(super) struct Marks(Mutex<HashMap<(Upstream, Digest), Instant>>);
 
@@ -247,6 +247,13 @@ async fn fill(
         }
     }
     if let Some(error) = failure {
+        // Clients have begun to read and come back for the rest at once: they must go on to their next source then,
+        // not find the same silence here until they give up.
+        if keeping.is_some_and(|keeping| keeping.offset > 0) && size.load(Ordering::Relaxed) >= STREAMED_FROM {
+            for way in asked {
+                fills.marks.set(way, plan.digest);
+            }
+        }
         return Err(error.into());
     }
     let Some(keeping) = keeping else {

@@ -18,7 +18,13 @@ use super::{
     range::{self, Selection},
     reply,
 };
-use crate::{class::Class, digest::Digest, pull::Follower, store::Blob};
+use crate::{
+    class::Class,
+    digest::Digest,
+    oci::error_body::{ErrorBody, ErrorCode},
+    pull::Follower,
+    store::Blob,
+};
 
 /// `Docker-Content-Digest` (distribution-spec 1.1).
 pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -173,7 +179,7 @@ pub(super) fn respond_from(method: &Method, request: &HeaderMap, source: Source,
         }
         Verdict::Failed => {
             let status = StatusCode::PRECONDITION_FAILED;
-            return reply::text(status, "the content is not the one named in If-Match", Some(Class::Client));
+            return refuse(role, status, "the content is not the one named in If-Match");
         }
     }
     let length = source.len();
@@ -188,11 +194,8 @@ pub(super) fn respond_from(method: &Method, request: &HeaderMap, source: Source,
         Selection::Whole => (StatusCode::OK, 0, length),
         Selection::Part { first, last } => (StatusCode::PARTIAL_CONTENT, first, last + 1),
         Selection::Unsatisfiable => {
-            let mut out = reply::text(
-                StatusCode::RANGE_NOT_SATISFIABLE,
-                &format!("the range selects none of the {length} bytes"),
-                Some(Class::Client),
-            );
+            let message = format!("the range selects none of the {length} bytes");
+            let mut out = refuse(role, StatusCode::RANGE_NOT_SATISFIABLE, &message);
             if let Ok(value) = HeaderValue::try_from(format!("bytes */{length}")) {
                 out.headers_mut().insert(CONTENT_RANGE, value);
             }
@@ -210,4 +213,15 @@ pub(super) fn respond_from(method: &Method, request: &HeaderMap, source: Source,
         }
     }
     out
+}
+
+/// An error in the words of who is asked: the distribution API has bodies of its own.
+fn refuse(role: &Role<'_>, status: StatusCode, message: &str) -> Response<Body> {
+    match role {
+        Role::Artifact => reply::text(status, message, Some(Class::Client)),
+        Role::Blob | Role::Manifest { .. } => {
+            let body = ErrorBody::new(ErrorCode::Unsupported).message(message);
+            reply::bytes(status, "application/json", body.render(), Some(Class::Client))
+        }
+    }
 }

@@ -223,8 +223,12 @@ async fn an_upstream_that_dies_for_good_ends_the_blob_where_it_died() {
         assert!(read == bytes[..LARGE / 2], "{fault:?}: {} bytes", read.len());
         assert!(!world.holds(&digest));
         assert!(world.gets() <= 3, "{fault:?}: {}", world.gets());
-        // The next asker begins anew.
+        // Who comes back for the rest must go on to its next source at once; after a while this one is asked again.
         world.registry.heal();
+        let gets = world.gets();
+        assert_eq!(world.open(digest).await.err().map(|error| error.class()), Some(Class::NotFound), "{fault:?}");
+        assert_eq!(world.gets(), gets);
+        world.puller.forget_mark(&world.ask(digest).way, digest);
         assert!(self::read(world.open(digest).await.unwrap().0).await.0 == bytes);
     }
 }

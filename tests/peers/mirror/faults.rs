@@ -1,9 +1,11 @@
-//! With its fallback on, containerd's pull that succeeds without Larder succeeds with it: killed, or without disk.
+//! With its fallback on, containerd's pull that succeeds without Larder succeeds with it: killed, without disk, before a
+//! source that falls silent; wrong bytes from the source cost one pull at most.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
+    time::{Duration, Instant},
 };
 
 use tokio::runtime::Runtime;
@@ -15,8 +17,9 @@ use crate::{
     support::{
         announce, eventually,
         fixtures::sha256,
+        http,
         larder::Larder,
-        registry::{Fault, Kind, ScriptedRegistry, of},
+        registry::{Fault, Kind, ScriptedRegistry, Seen, of},
     },
 };
 
@@ -56,6 +59,10 @@ impl Scene {
         Self { containerd, larder, source, registry, artifact, hosts, _runtime: runtime }
     }
 
+    fn larder(&self) -> &Larder {
+        self.larder.as_ref().expect("not killed yet")
+    }
+
     fn image(&self) -> String {
         format!("{}/team/app:v1", self.registry.host())
     }
@@ -67,6 +74,11 @@ impl Scene {
     /// Of the layer with that number.
     fn digest(&self, layer: usize) -> String {
         sha256(&self.artifact.layers[layer].1)
+    }
+
+    fn blob_url(&self, layer: usize) -> String {
+        let host = self.registry.host();
+        format!("{}/v2/team/app/blobs/{}?ns={host}", self.larder().registry, self.digest(layer))
     }
 
     fn assert_pulled(&self) {
@@ -94,6 +106,63 @@ fn a_pull_succeeds_when_the_mirror_is_killed_in_its_middle() {
         pull.join().expect("the pull's thread").expect("the pull");
     });
     scene.assert_pulled();
+}
+
+#[test]
+fn a_pull_succeeds_when_the_source_falls_silent_and_the_body_ends_within_ten_seconds() {
+    need!("containerd", "ctr", "docker-registry");
+    let root = tempfile::tempdir().expect("folder");
+    let scene = Scene::set(root.path());
+    // And stays silent when it is asked for the rest.
+    let rest = |seen: &Seen| seen.kind == Kind::BlobGet && seen.header("range").is_some();
+    scene.source.fault(rest, usize::MAX, Fault::Hang);
+    scene.source.fault(of(Kind::BlobGet), usize::MAX, Fault::Stall { after: PART });
+    thread::scope(|scope| {
+        let pull = scope.spawn(|| scene.pull());
+        let begun = Instant::now();
+        // An answer that says so, or a body cut short: either lets a client go on.
+        let answer = http::send("GET", &scene.blob_url(0), &[], b"");
+        let took = begun.elapsed();
+        assert!(
+            answer.as_ref().map_or(true, |answer| answer.status == 404 || answer.status >= 500),
+            "{:?}",
+            answer.map(|a| a.status)
+        );
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        pull.join().expect("the pull's thread").expect("the pull");
+    });
+    scene.assert_pulled();
+}
+
+#[test]
+fn wrong_bytes_cost_one_pull_at_most_and_are_never_kept() {
+    need!("containerd", "ctr", "docker-registry");
+    let root = tempfile::tempdir().expect("folder");
+    let scene = Scene::set(root.path());
+    let bad = scene.digest(0);
+    let mut bytes = scene.artifact.layers[0].1.clone();
+    // Among the last 64 KiB, which nobody gets before the digest is right. What came before them containerd keeps, and
+    // its next pull goes on from there: a blob that is wrong further up fails until containerd lets its ingest go.
+    if let Some(last) = bytes.last_mut() {
+        *last ^= 1;
+    }
+    let wrong = bytes.clone();
+    scene.source.fault(
+        move |seen| seen.kind == Kind::BlobGet && seen.path.ends_with(&bad),
+        usize::MAX,
+        Fault::Body(bytes),
+    );
+    if let Err(why) = scene.pull() {
+        announce(&format!("the pull of wrong bytes failed, as it may: {}", why.lines().last().unwrap_or_default()));
+    }
+    assert!(scene.source.count(Kind::BlobGet) > 0, "the mirror was asked");
+    scene.pull().expect("the next pull");
+    scene.assert_pulled();
+    if let Ok(answer) = http::send("GET", &scene.blob_url(0), &[], b"") {
+        assert!(answer.status != 200 || answer.body == scene.artifact.layers[0].1, "wrong bytes, whole");
+    }
+    let kept = files_below(&scene.larder().data);
+    assert!(!kept.is_empty() && kept.iter().all(|file| *file != wrong), "wrong bytes are kept");
 }
 
 #[test]
@@ -130,4 +199,15 @@ impl Drop for Tmpfs {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
+}
+
+/// The bytes of every file below a folder, unless it has just gone.
+fn files_below(folder: &Path) -> Vec<Vec<u8>> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let below = entries.flat_map(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files_below(&entry.path()),
+        Ok(kind) if kind.is_file() => std::fs::read(entry.path()).into_iter().collect(),
+        _ => Vec::new(),
+    });
+    below.collect()
 }
