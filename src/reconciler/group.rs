@@ -240,7 +240,9 @@ fn take_turn(group: &Group) -> Option<Turn> {
 
 async fn probe(shared: &Shared, group: &Group, requested: bool, timeout: Duration) -> Outcome {
     let Route { way, wanted } = &group.route;
-    let held = shared.holds_something_for(&group.lock().members.keys().cloned().collect::<Vec<_>>());
+    // The group's lock is let go first: others take it while they hold the one of all objects.
+    let members: Vec<Key> = group.lock().members.keys().cloned().collect();
+    let held = shared.holds_something_for(&members);
     let budget = Budget::until((Instant::now() + timeout).into_std()).requested(requested);
     shared.puller.resolve(way, wanted, held, budget).await.map_err(Arc::new)
 }
