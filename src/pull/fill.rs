@@ -30,7 +30,10 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{PullError, Puller, Way, source::Source};
+use super::{
+    PullError, Puller, Way,
+    source::{Coming, Source},
+};
 use crate::{
     blocking,
     class::Class,
@@ -76,6 +79,15 @@ pub(super) struct Meta {
     pub streams: bool,
     /// Somebody needs the blob to survive a power loss.
     pub durable: AtomicBool,
+    /// Who is about to read it.
+    pub coming: Arc<Coming>,
+}
+
+impl Meta {
+    /// What an asker for what streams (or for a blob that must last) tells.
+    pub fn new(way: &Arc<Way>, streams: bool) -> Self {
+        Self { way: Arc::clone(way), streams, durable: AtomicBool::new(!streams), coming: Arc::default() }
+    }
 }
 
 /// A blob whose bytes were right.
@@ -303,20 +315,21 @@ impl<'a> Keeping<'a> {
     async fn begin(puller: &'a Puller, writer: &FillWriter, digest: Digest, size: u64) -> Result<Self, PullError> {
         let store = puller.store.clone();
         let streams = writer.meta().streams;
+        let (coming, through) = (Arc::clone(&writer.meta().coming), Arc::clone(&writer.meta().coming));
         let begun = blocking::io(move || {
             if streams && store.health().degraded {
                 return Err(StoreError::Degraded { root: store.root().to_path_buf() });
             }
             let ingest = store.ingest(digest, Some(size))?;
             let landing = ingest.landing()?;
-            Ok((Source::on_disk(size, landing), ingest))
+            Ok((Source::on_disk(size, landing, coming), ingest))
         })
         .await;
         let (source, sink) = match begun {
             Ok((source, ingest)) => (source, Sink::Disk(ingest)),
             Err(error) if streams && error.class() == Class::Disk => {
                 let sink = Sink::through(puller, Hasher::new(digest.algorithm()), error).await?;
-                (Source::in_memory(size), sink)
+                (Source::in_memory(size, through), sink)
             }
             Err(error) => return Err(error.into()),
         };

@@ -2,10 +2,7 @@
 //! asker may have it.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -106,8 +103,8 @@ impl Puller {
             {
                 return Err(marked);
             }
-            let meta = || Meta { way: Arc::clone(&ask.way), streams: true, durable: AtomicBool::new(false) };
-            let (reader, how) = match self.fills.board.join(&(lane.clone(), digest), meta) {
+            let meta = || Meta::new(&ask.way, true);
+            let (reader, coming, how) = match self.fills.board.join(&(lane.clone(), digest), meta) {
                 Joined::First(writer, reader) => {
                     // A fill may have ended since we looked. Then there are rights to settle.
                     if self.held(digest).await?.is_some() {
@@ -115,8 +112,9 @@ impl Puller {
                     }
                     let mut sources = vec![Arc::clone(&ask.way)];
                     sources.extend(ask.further.iter().cloned());
+                    let coming = reader.meta().coming.announce();
                     self.begin(writer, Plan::new(digest, ask.size, sources, ask.budget));
-                    (reader, How::Miss)
+                    (reader, coming, How::Miss)
                 }
                 Joined::Follow(reader) => {
                     // Whom the same upstream gives the same repository with the same credential has its answer there.
@@ -125,10 +123,14 @@ impl Puller {
                         entitled = true;
                         asked = true;
                     }
-                    (reader, How::Collapsed)
+                    let coming = reader.meta().coming.announce();
+                    (reader, coming, How::Collapsed)
                 }
             };
-            match self.wait_for_begin(reader, ask).await? {
+            let waited = self.wait_for_begin(reader, ask).await;
+            // It reads by now, or has gone.
+            drop(coming);
+            match waited? {
                 Waited::Here(Opened::Filling(follower)) if follower.is_passed() => {
                     return Ok((Opened::Filling(follower), How::Passed));
                 }
@@ -248,7 +250,7 @@ impl Puller {
                 }
                 lane = Lane::Of(Arc::clone(way));
             }
-            let meta = || Meta { way: Arc::clone(way), streams: false, durable: AtomicBool::new(true) };
+            let meta = || Meta::new(way, false);
             let mut joined = self.fills.board.join(&(lane.clone(), digest), meta);
             if let Joined::Follow(reader) = &joined {
                 let (ours, theirs) = (&way.endpoint, &reader.meta().way.endpoint);

@@ -1,13 +1,17 @@
 //! What of a fill can be read: bytes in a file of the store, and, where the disk takes no more, in memory.
 //!
 //! Bytes on the disk are read from the file's mapping and cost no memory. From the byte on where the disk refused, a
-//! fill is *passed through*: at most [`WINDOW`] bytes are kept, and the writer waits a moment for the slowest reader
-//! before it drops the oldest of them. A reader that is left behind then ends, and its client asks again.
+//! fill is *passed through*: at most [`WINDOW`] bytes are kept, and the writer waits a moment for the slowest reader, and
+//! for askers who are about to be readers ([`Coming`]), before it drops the oldest of them. A reader that is left behind
+//! then ends, and its client asks again.
 
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,12 +26,43 @@ pub(super) const WINDOW: usize = 2 << 20;
 /// How long the writer waits for its slowest reader where the window is full.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Askers that were told of a fill and have not come to its bytes yet: without a word from them, a writer that is
+/// faster than they are woken would drop the bytes that they came for.
+#[derive(Default)]
+pub(super) struct Coming {
+    askers: AtomicUsize,
+    /// The writer waits for space, or for these askers.
+    space: Notify,
+}
+
+/// One of [`Coming`]; dropping it is to be a reader by now, or to have gone.
+#[must_use]
+pub(super) struct OnTheWay(Arc<Coming>);
+
+impl Coming {
+    pub fn announce(self: &Arc<Self>) -> OnTheWay {
+        self.askers.fetch_add(1, Ordering::SeqCst);
+        OnTheWay(Arc::clone(self))
+    }
+
+    fn any(&self) -> bool {
+        self.askers.load(Ordering::SeqCst) > 0
+    }
+}
+
+impl Drop for OnTheWay {
+    fn drop(&mut self) {
+        self.0.askers.fetch_sub(1, Ordering::SeqCst);
+        self.0.space.notify_one();
+    }
+}
+
 /// The bytes of one fill.
 pub(super) struct Source {
     pub size: u64,
     file: Option<OnDisk>,
     memory: Mutex<Memory>,
-    space: Notify,
+    coming: Arc<Coming>,
 }
 
 struct OnDisk {
@@ -49,6 +84,21 @@ struct Memory {
     next_reader: u64,
 }
 
+impl Memory {
+    /// Whether nothing was dropped yet.
+    fn is_whole(&self) -> bool {
+        self.from.is_none_or(|from| self.start == from)
+    }
+
+    /// Whether dropping the oldest piece takes it from somebody. Whom an earlier one was taken from is lost already, and
+    /// waiting for it would hold up all others for nothing.
+    fn leaves_behind(&self) -> bool {
+        let oldest = self.start..self.start + self.pieces.front().map_or(0, Bytes::len) as u64;
+        let wants = |at: &u64| oldest.contains(at) || *at < oldest.start && self.is_whole();
+        self.positions.values().any(wants)
+    }
+}
+
 /// A reader was left behind, or the disk cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -62,15 +112,15 @@ pub enum ReadError {
 
 impl Source {
     /// A source whose bytes go to a file.
-    pub fn on_disk(size: u64, landing: Landing) -> Self {
+    pub fn on_disk(size: u64, landing: Landing, coming: Arc<Coming>) -> Self {
         let mapped = landing.mapped(size).unwrap_or_default();
-        Self { size, file: Some(OnDisk { landing, mapped }), memory: Mutex::default(), space: Notify::new() }
+        Self { size, file: Some(OnDisk { landing, mapped }), memory: Mutex::default(), coming }
     }
 
     /// A source whose bytes pass through memory only.
-    pub fn in_memory(size: u64) -> Self {
+    pub fn in_memory(size: u64, coming: Arc<Coming>) -> Self {
         let memory = Memory { from: Some(0), ..Memory::default() };
-        Self { size, file: None, memory: Mutex::new(memory), space: Notify::new() }
+        Self { size, file: None, memory: Mutex::new(memory), coming }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -86,8 +136,7 @@ impl Source {
 
     /// Whether a reader that comes now can have all of it.
     pub fn is_whole(&self) -> bool {
-        let memory = self.memory();
-        memory.from.is_none_or(|from| memory.start == from)
+        self.memory().is_whole()
     }
 
     /// Whether some of it is in memory only.
@@ -98,13 +147,11 @@ impl Source {
     /// Takes the next bytes into memory; waits a moment for readers that would be left behind.
     pub async fn push(&self, data: Bytes) {
         let full = |memory: &Memory| {
-            let slowest = memory.positions.values().min().copied().unwrap_or(u64::MAX);
-            memory.held + data.len() > WINDOW
-                && slowest < memory.start + memory.pieces.front().map_or(0, Bytes::len) as u64
+            memory.held + data.len() > WINDOW && (memory.leaves_behind() || memory.is_whole() && self.coming.any())
         };
         let _ = timeout(PATIENCE, async {
             loop {
-                let space = self.space.notified();
+                let space = self.coming.space.notified();
                 if !full(&self.memory()) {
                     return;
                 }
@@ -138,14 +185,14 @@ impl Source {
         memory.positions.insert(reader, offset);
         if memory.from.is_some() {
             drop(memory);
-            self.space.notify_one();
+            self.coming.space.notify_one();
         }
     }
 
     /// A reader is gone.
     pub fn leave(&self, reader: u64) {
         self.memory().positions.remove(&reader);
-        self.space.notify_one();
+        self.coming.space.notify_one();
     }
 
     /// Some of the bytes `offset..end`, at least one; all of them must have been written. Does not copy.
@@ -196,5 +243,55 @@ impl Source {
             buffer = &mut buffer[taken..];
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIECE: usize = WINDOW / 4;
+
+    fn source() -> (Source, Arc<Coming>) {
+        let coming = Arc::new(Coming::default());
+        (Source::in_memory(100 * PIECE as u64, Arc::clone(&coming)), coming)
+    }
+
+    /// Pushes a piece, if that needs no waiting.
+    fn pushes(source: &Source) -> bool {
+        let mut pushing = Box::pin(source.push(Bytes::from_static(&[0; PIECE])));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        pushing.as_mut().poll(&mut context).is_ready()
+    }
+
+    #[tokio::test]
+    async fn the_writer_waits_for_who_is_on_the_way_and_who_reads_what_it_would_drop() {
+        let (source, coming) = source();
+        let on_the_way = coming.announce();
+        assert!((0..4).all(|_| pushes(&source)), "the window has room");
+        assert!(!pushes(&source), "an asker was told of it");
+        let reader = source.enter();
+        drop(on_the_way);
+        assert!(!pushes(&source) && source.is_whole(), "it wants the first byte");
+        let pushing = source.push(Bytes::from_static(&[0; PIECE]));
+        let ((), ()) = tokio::join!(biased; pushing, async { source.wants(reader, PIECE as u64) });
+        assert!(!source.is_whole());
+        assert!(!pushes(&source), "it wants the second piece");
+        source.leave(reader);
+        assert!(pushes(&source), "nobody is there");
+    }
+
+    #[tokio::test]
+    async fn whoever_is_left_behind_already_holds_the_writer_up_no_more() {
+        let (source, coming) = source();
+        assert!((0..5).all(|_| pushes(&source)));
+        // Neither a reader who wants what has gone by, nor an asker who comes after that.
+        source.enter();
+        let _late = coming.announce();
+        assert!((0..20).all(|_| pushes(&source)));
+        assert!(matches!(source.piece(0, 1), Err(ReadError::Gone)));
+        let current = source.enter();
+        source.wants(current, 21 * PIECE as u64);
+        assert!(!pushes(&source));
     }
 }
