@@ -4,6 +4,7 @@
 //! cargo bench --bench peers                        # everything that is installed
 //! cargo bench --bench peers -- --only serve        # one group; may be repeated
 //! cargo bench --bench peers -- --million           # also a start with 1,000,000 blobs
+//! cargo bench --bench peers -- --plot FILE         # the rows that have a peer and a target, also as an SVG
 //! ```
 //!
 //! Two that are compared take turns; a figure is the median of its turns, a ratio the median of the turns' ratios, so what
@@ -14,6 +15,7 @@ mod build;
 mod http;
 mod image;
 mod objects;
+mod plot;
 #[path = "../support/programs.rs"]
 mod programs;
 mod readers;
@@ -60,17 +62,19 @@ impl Options {
 fn main() {
     let mut options = Options { million: false, rounds: None };
     let mut only = Vec::new();
+    let mut plot = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--only" => only.extend(arguments.next()),
+            "--plot" => plot = arguments.next(),
             "--million" => options.million = true,
             "--rounds" => options.rounds = arguments.next().and_then(|n| n.parse().ok()),
             // What cargo adds.
             "--bench" => {}
             "--test" => return,
             other => {
-                eprintln!("{other}? --only GROUP, --rounds N, --million; the groups are {}", names());
+                eprintln!("{other}? --only GROUP, --rounds N, --million, --plot FILE; the groups are {}", names());
                 std::process::exit(2);
             }
         }
@@ -90,6 +94,9 @@ fn main() {
         }
     }
     table.print();
+    if let Some(file) = plot {
+        std::fs::write(&file, plot::svg(&table.bars())).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
 }
 
 fn names() -> String {

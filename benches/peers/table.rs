@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::plot::Bar;
+
 /// What a row is measured against.
 #[derive(Clone, Copy)]
 pub enum Target {
@@ -130,6 +132,31 @@ impl Table {
         }
         let missed = self.rows.iter().filter(|row| row.met == Some(false)).count();
         println!("\n{} rows, {missed} targets missed", self.rows.len());
+    }
+}
+
+impl Table {
+    /// The rows that have a peer and a target, as bars: a row that goes on the one above says so.
+    pub fn bars(&self) -> Vec<Bar> {
+        let mut above = "";
+        let mut bars = Vec::new();
+        for row in &self.rows {
+            let what = match row.what.strip_prefix("… ") {
+                Some(rest) => format!("{above}: {rest}"),
+                None => {
+                    above = row.what.split([',', ':']).next().unwrap_or_default();
+                    row.what.clone()
+                }
+            };
+            let (Some(ratio), Some((peer, _))) = (row.ratio, row.peer.rsplit_once(": ")) else { continue };
+            let (times, wanted) = match row.target {
+                Target::RatioAtLeast(least) => (ratio, least),
+                Target::RatioAtMost(most) => (1.0 / ratio, 1.0 / most),
+                _ => continue,
+            };
+            bars.push(Bar { what, peer: peer.to_owned(), times, wanted });
+        }
+        bars
     }
 }
 
