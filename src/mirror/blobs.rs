@@ -67,7 +67,8 @@ impl Mirror {
         {
             return Ok(held(blob, CacheStatus::Hit));
         }
-        inner.ask_blob(&repository, &reader, digest, head).await
+        let asked = inner.ask_blob(&repository, &reader, digest, head).await;
+        asked.map_err(|miss| inner.who_asks(&repository, &reader, miss))
     }
 }
 

@@ -60,7 +60,8 @@ impl Mirror {
         {
             return Ok(ManifestAnswer { digest, media_type, content: Content::Held(blob), status: CacheStatus::Hit });
         }
-        inner.ask_manifest(&repository, &reader, selector, granted).await
+        let asked = inner.ask_manifest(&repository, &reader, selector, granted).await;
+        asked.map_err(|miss| inner.who_asks(&repository, &reader, miss))
     }
 }
 

@@ -17,13 +17,14 @@
 //! A request names an [`Upstream`] and a repository, and comes as a [`Caller`]. What is fresh is answered from memory
 //! and the open blob: two look-ups under read locks. Everything else goes through one question to the upstream for all
 //! who ask the same (`once`). `repository` knows manifests, links and tags, `readers` who may read, `negatives`
-//! what was said no to a moment ago, `upstream` how an upstream fares.
+//! what was said no to a moment ago, `greeting` what an upstream's door says, `upstream` how an upstream fares.
 //!
 //! Any number of callers at once. Marks of readers, links and tags are on disk, unsynced: after a crash what is lost
 //! costs a question.
 
 mod blobs;
 mod clock;
+mod greeting;
 mod lists;
 mod manifests;
 mod negatives;
@@ -55,6 +56,8 @@ use self::{
     readers::{Hash, Mark, Readers},
     repository::{Mirrored, Repositories},
 };
+use http::HeaderValue;
+
 use crate::{
     blocking,
     class::{Class, chain},
@@ -86,12 +89,14 @@ struct Inner {
     settles: Once<Hash, Result<(), Miss>>,
     lengths: Once<Hash, Result<u64, Miss>>,
     lists: lists::Lists,
+    greetings: Once<Hash, Result<(), Miss>>,
 }
 
 /// An upstream and what was asked of it.
 struct Site {
     upstream: Arc<Upstream>,
     repositories: Repositories,
+    door: greeting::Door,
 }
 
 /// What a request asks of the mirror: whose, what, and who asks.
@@ -151,7 +156,8 @@ impl Mirror {
             if sites.iter().any(|site| site.upstream.registry() == upstream.registry()) {
                 return Err(MirrorError::Twice(upstream.registry().clone()));
             }
-            sites.push(Site { upstream: Arc::new(upstream), repositories: Repositories::default() });
+            let (repositories, door) = (Repositories::default(), greeting::Door::default());
+            sites.push(Site { upstream: Arc::new(upstream), repositories, door });
         }
         Ok(Self(Arc::new(Inner {
             puller,
@@ -165,12 +171,21 @@ impl Mirror {
             settles: Once::default(),
             lengths: Once::default(),
             lists: lists::Lists::default(),
+            greetings: Once::default(),
         })))
     }
 
     /// The upstreams, in the order of the configuration.
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.0.sites.iter().map(|site| &site.upstream)
+    }
+
+    /// The upstream, where there is one alone.
+    pub fn only(&self) -> Option<&Arc<Upstream>> {
+        match &*self.0.sites {
+            [site] => Some(&site.upstream),
+            _ => None,
+        }
     }
 
     /// The upstream that `ns=` names; another spelling of a registry's name is the same registry.
@@ -254,7 +269,11 @@ impl Inner {
 
     /// The upstream showed `mark`'s subject to its reader.
     async fn grant(self: &Arc<Self>, id: Hash, reader: &Reader) {
-        let (inner, mark) = (Arc::clone(self), reader.mark(self.clock.now()));
+        self.mark(id, reader.mark(self.clock.now())).await;
+    }
+
+    async fn mark(self: &Arc<Self>, id: Hash, mark: Mark) {
+        let inner = Arc::clone(self);
         if let Err(error) = blocking::io(move || inner.readers.set(id, mark)).await {
             tracing::warn!(%error, "a grant is not kept over a restart");
         }
@@ -313,7 +332,9 @@ impl Inner {
         let way = Way { endpoint, repository: repository.name.clone() };
         match self.puller.challenges(&way, Budget::within(IMPATIENCE)).await {
             Ok(challenges) if !challenges.is_empty() => {
-                Miss::Unauthorized { reason: miss.to_string().into(), challenges: challenges.into() }
+                let challenges: Arc<[HeaderValue]> = challenges.into();
+                repository.note_challenge(&challenges);
+                Miss::Unauthorized { reason: miss.to_string().into(), challenges }
             }
             _ => miss,
         }

@@ -88,6 +88,11 @@ impl Miss {
         }
     }
 
+    /// The upstream asks who it is, in its own words.
+    pub(super) fn unauthorized(reason: impl Into<Arc<str>>, challenges: &Arc<[HeaderValue]>) -> Self {
+        Self::Unauthorized { reason: reason.into(), challenges: Arc::clone(challenges) }
+    }
+
     /// Whether the upstream failed, rather than said no: what is held may be served then.
     pub(super) fn is_failure(&self) -> bool {
         matches!(self, Self::Unavailable { .. })

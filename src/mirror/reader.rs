@@ -93,7 +93,7 @@ impl Reader {
 }
 
 /// A caller's Authorization as a credential for the upstream: a token as it is, or user and password.
-fn credentials(value: &HeaderValue) -> Option<Credentials> {
+pub(super) fn credentials(value: &HeaderValue) -> Option<Credentials> {
     if value.len() > MAX_AUTHORIZATION {
         return None;
     }

@@ -37,6 +37,8 @@ pub(super) struct Mirrored {
     /// What manifests name, and one manifest that does.
     children: RwLock<HashMap<Digest, Digest>>,
     tags: RwLock<HashMap<Tag, Known>>,
+    /// How the upstream asked here who it is, when it last did.
+    challenge: RwLock<Option<Arc<[HeaderValue]>>>,
 }
 
 /// Where a tag led.
@@ -86,6 +88,7 @@ impl Mirrored {
             manifests: RwLock::new(manifests),
             children: RwLock::new(children),
             tags: RwLock::new(tags),
+            challenge: RwLock::default(),
         }
     }
 
@@ -100,6 +103,16 @@ impl Mirrored {
             return Some(*digest);
         }
         read(&self.children).get(digest).copied()
+    }
+
+    /// Remembers how the upstream asks who it is.
+    pub fn note_challenge(&self, challenges: &Arc<[HeaderValue]>) {
+        *write(&self.challenge) = Some(Arc::clone(challenges));
+    }
+
+    /// How the upstream asked who it is.
+    pub fn challenge(&self) -> Option<Arc<[HeaderValue]>> {
+        read(&self.challenge).clone()
     }
 
     /// Where the tag led when it was last asked about.

@@ -82,7 +82,8 @@ pub(super) struct Call<'a> {
     pub(super) elsewhere: Option<Target>,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    pub(super) repository: &'a Repository,
+    /// None where the registry itself is asked.
+    pub(super) repository: Option<&'a Repository>,
     pub(super) push: bool,
     pub(super) budget: Budget,
     /// How many tokens this call has fetched.
@@ -107,16 +108,34 @@ impl<'a> Call<'a> {
             elsewhere: None,
             headers: HeaderMap::new(),
             body: Bytes::new(),
-            repository,
+            repository: Some(repository),
             budget,
             tokens: AtomicU32::new(0),
             probing: AtomicBool::new(false),
         }
     }
 
-    /// The scope of the token specification that this call needs.
+    /// `GET /v2/` (distribution-spec 1.1, end-1).
+    pub(super) fn base(budget: Budget) -> Self {
+        Self {
+            kind: RequestKind::Ping,
+            method: Method::GET,
+            path: "/v2/".to_owned(),
+            elsewhere: None,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            repository: None,
+            push: false,
+            budget,
+            tokens: AtomicU32::new(0),
+            probing: AtomicBool::new(false),
+        }
+    }
+
+    /// The scope of the token specification that this call needs; an empty one where it is about no repository.
     pub(super) fn scope(&self) -> String {
-        format!("repository:{}:{}", self.repository, if self.push { "pull,push" } else { "pull" })
+        let actions = if self.push { "pull,push" } else { "pull" };
+        self.repository.map_or(String::new(), |repository| format!("repository:{repository}:{actions}"))
     }
 }
 

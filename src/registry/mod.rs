@@ -58,6 +58,7 @@ pub use self::{
     error::{RegistryError, SetupError},
     manifest::{Page, Referrers},
     proxy::ProxyEnvironment,
+    wants::Greeting,
 };
 use crate::{
     digest::Digest,

@@ -9,7 +9,7 @@ use super::{
     Mirror,
     hosts::{self, reach},
 };
-use crate::config::Config;
+use crate::config::{Address, Config, HostPort, UpstreamMode};
 
 /// `print`
 #[derive(Debug, clap::Args)]
@@ -39,7 +39,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `registries.conf` (containers-registries.conf(5)). These clients rewrite the name's prefix instead of sending `ns=`.
+/// `registries.conf` (containers-registries.conf(5)). These clients rewrite the name's prefix instead of sending `ns=`, and
+/// learn from `/v2/` of a mirror's host alone whether to send a credential: an upstream in pass-through needs a listener of
+/// its own.
 fn podman(config: &Config) -> anyhow::Result<String> {
     let authority = reach(&config.registry_listen, "registryListen")?;
     let plain = config.registry.tls.is_none();
@@ -66,7 +68,19 @@ fn podman(config: &Config) -> anyhow::Result<String> {
         if insecure {
             out.push_str("insecure = true\n");
         }
-        out.push_str(&format!("\n[[registry.mirror]]\nlocation = \"{authority}/{prefix}\"\n"));
+        let own = listeners(config).find(|(_, of)| **of == upstream.host).map(|(address, _)| address);
+        let passes = upstream.mode == UpstreamMode::PassThrough;
+        let mirror = match own {
+            Some(address) if passes => reach(address, &format!("the listener for {host}"))?,
+            _ => format!("{authority}/{prefix}"),
+        };
+        if passes && own.is_none() && config.upstreams.len() > 1 {
+            out.push_str(&format!(
+                "# {host} is in mode passThrough: podman and skopeo send it credentials only through a listener of its own\n\
+                 # (`listen` in the configuration).\n"
+            ));
+        }
+        out.push_str(&format!("\n[[registry.mirror]]\nlocation = \"{mirror}\"\n"));
         if plain {
             out.push_str("insecure = true\n");
         }
@@ -74,11 +88,15 @@ fn podman(config: &Config) -> anyhow::Result<String> {
     Ok(out)
 }
 
+/// The listeners of one upstream each.
+fn listeners(config: &Config) -> impl Iterator<Item = (&Address, &HostPort)> {
+    let of_upstreams = config.upstreams.iter().filter_map(|u| Some((u.listen.as_ref()?, &u.host)));
+    of_upstreams.chain(config.mirror_listen.iter().map(|listen| (&listen.address, &listen.host)))
+}
+
 /// `daemon.json`. Docker mirrors Docker Hub alone, and takes only a host's root: a listener of its own.
 fn docker(config: &Config) -> anyhow::Result<serde_json::Value> {
-    let of_upstreams = config.upstreams.iter().filter_map(|u| Some((u.listen.as_ref()?, &u.host)));
-    let mut all = of_upstreams.chain(config.mirror_listen.iter().map(|listen| (&listen.address, &listen.host)));
-    let Some((address, _)) = all.find(|(_, host)| host.to_string() == "docker.io") else {
+    let Some((address, _)) = listeners(config).find(|(_, host)| host.to_string() == "docker.io") else {
         bail!(
             "Docker mirrors docker.io only, by a listener for it alone, and there is none: start `larder serve` with \
              --upstream docker.io=https://registry-1.docker.io --mirror-listen 127.0.0.1:5001=docker.io, or set \
@@ -133,6 +151,17 @@ mod tests {
                 "insecure = true",
             ]
         );
+    }
+
+    #[test]
+    fn podman_goes_to_the_listener_of_an_upstream_that_asks_who_it_is() {
+        let yaml = "upstreams: [{host: quay.io, mode: passThrough, listen: '127.0.0.1:5003'}, \
+                    {host: ghcr.io, mode: passThrough}, {host: docker.io, listen: '127.0.0.1:5001'}]";
+        let printed = podman(&config::check(yaml).unwrap()).unwrap();
+        let mirrors: Vec<&str> = printed.lines().filter(|line| line.contains("127.0.0.1:")).collect();
+        let location = |place: &str| format!("location = \"{place}\"");
+        assert_eq!(mirrors, ["127.0.0.1:5003", "127.0.0.1:5000/ghcr.io", "127.0.0.1:5000/docker.io"].map(location));
+        assert!(printed.contains("# ghcr.io is in mode passThrough") && !printed.contains("# quay.io"), "{printed}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use http::{
 };
 use serde::Serialize;
 
-use super::{Answer, failure::Failure, refused_route};
+use super::{Answer, VERSION, failure::Failure, refused_route};
 use crate::{
     class::Class,
     digest::Digest,
@@ -28,7 +28,6 @@ use crate::{
     },
 };
 
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
@@ -114,12 +113,7 @@ async fn route_and_answer(
         return Err(Failure::method_not_allowed("GET, HEAD"));
     }
     let (name, what) = match route.map_err(|error| refused_route(error, reads))? {
-        // Always there: in pass-through a challenge comes with the repository's requests.
-        Route::Base => {
-            let mut out = reply::bytes(StatusCode::OK, "application/json", "{}", None);
-            out.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-            return Ok(out);
-        }
+        Route::Base => return door(mirror, addressed.upstream, parts, peer).await,
         Route::Manifest(name, selector) => (name, What::Manifest(selector)),
         Route::Blob(name, digest) => (name, What::Blob(digest)),
         Route::Tags(name) => (name, What::Tags),
@@ -135,10 +129,7 @@ async fn route_and_answer(
     let ask = Ask {
         upstream: addressed.upstream,
         repository: addressed.upstream.repository(name.clone()),
-        caller: Caller {
-            authorization: parts.headers.get(AUTHORIZATION),
-            private: peer.encrypted || peer.is_loopback(),
-        },
+        caller: caller(parts, peer),
     };
     let (found, code) = match what {
         What::Manifest(selector) => (manifest(mirror, &ask, parts, &selector).await, ErrorCode::ManifestUnknown),
@@ -150,6 +141,21 @@ async fn route_and_answer(
         }
     };
     found.or_else(|miss| missed(miss, code))
+}
+
+fn caller(parts: &Parts, peer: Peer) -> Caller<'_> {
+    Caller { authorization: parts.headers.get(AUTHORIZATION), private: peer.encrypted || peer.is_loopback() }
+}
+
+/// `GET /v2/` where one upstream is meant. In pass-through it answers as that does: skopeo, podman and Docker learn here
+/// alone how to show who they are.
+pub(super) async fn door(mirror: &Mirror, upstream: &Arc<Upstream>, parts: &Parts, peer: Peer) -> Answer {
+    let mut out = match mirror.greet(upstream, caller(parts, peer)).await {
+        Ok(()) => reply::bytes(StatusCode::OK, "application/json", "{}", None),
+        Err(miss) => missed(miss, ErrorCode::Unauthorized)?,
+    };
+    out.headers_mut().insert(VERSION.0, VERSION.1);
+    Ok(out)
 }
 
 type Found = Result<Response<Body>, Miss>;

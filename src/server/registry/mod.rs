@@ -142,6 +142,13 @@ impl Registry {
 
     async fn base(&self, parts: &Parts, peer: Peer) -> Answer {
         only_reads(parts)?;
+        // Where all that there is here is one upstream's, that is meant.
+        if !self.local
+            && let Some(mirror) = &self.mirror
+            && let Some(upstream) = mirror.only()
+        {
+            return mirrored::door(mirror, upstream, parts, peer).await;
+        }
         if self.local {
             let caller = self.access.caller(&parts.headers, peer).await;
             caller.and_then(|caller| self.access.greet(&caller)).map_err(|failure| failure.header(VERSION))?;

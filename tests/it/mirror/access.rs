@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use larder::mirror::Mode;
 
-use super::{Scene, cache_status, push};
+use super::{Scene, cache_status, push, serve_bound};
 use crate::{
     server::{Client, Reply},
     support::registry::{Auth, Fault, Kind, Options, Seen},
@@ -150,6 +150,81 @@ async fn pass_through_by_basic_and_with_the_upstream_down_for_an_hour() {
         for headers in [&[("authorization", wrong.as_str())][..], &[]] {
             assert_eq!(scene.request("GET", path, headers).await.status, 503, "never a new grant");
         }
+    }
+}
+
+#[tokio::test]
+async fn at_the_door_of_a_pass_through_upstream_its_own_challenge_stands() {
+    let scene = Scene::guarded(token(), Mode::PassThrough).await;
+    let bound = serve_bound(&scene.mirror);
+    let realm = format!("{}/token", scene.upstream.origin());
+    let challenge = format!(r#"Bearer realm="{realm}",service="scripted",scope="repository::pull""#);
+    let doors = [(&bound, "/v2/"), (&bound, "/v2/?ns=up.example"), (&scene.running, "/v2/?ns=up.example")];
+    // The only upstream there is, and no repositories of its own.
+    let doors = [&doors[..], &[(&scene.running, "/v2/")]].concat();
+    for (running, target) in &doors {
+        let reply = running.get(target, &[]).await;
+        assert_eq!((reply.status, reply.header("www-authenticate")), (401, Some(&*challenge)), "{target}");
+        assert_eq!(reply.header("docker-distribution-api-version"), Some("registry/2.0"));
+        assert_eq!(reply.code(), "UNAUTHORIZED");
+    }
+    assert_eq!(scene.asked(Kind::Ping), 1, "its answer is good for a while");
+    // What the upstream takes is welcome, what it refuses is not.
+    let token = token_for(&scene, "").await;
+    for _ in 0..2 {
+        for (value, status) in [(&*token, 200), ("Bearer wrong", 401), (&basic("u", "no"), 401), ("Digest x", 401)] {
+            let reply = bound.get("/v2/", &[("authorization", value)]).await;
+            assert_eq!(reply.status, status, "{value}");
+            let challenged = reply.header("www-authenticate");
+            assert_eq!(challenged, (status == 401).then_some(&*challenge), "{value}");
+        }
+    }
+    assert_eq!(scene.asked(Kind::Ping), 4);
+    // While it is down its last word is good, and whoever shows something is not turned away.
+    scene.upstream.fault(|_| true, usize::MAX, Fault::status(503));
+    scene.pass(300);
+    assert_eq!(bound.get("/v2/", &[]).await.header("www-authenticate"), Some(&*challenge));
+    assert_eq!(bound.get("/v2/", &[("authorization", "Bearer wrong")]).await.status, 200);
+    bound.stopped().await;
+    let scene = scene.restarted_without_upstream(|config| config.mode = Mode::PassThrough).await;
+    assert_eq!(scene.get("").await.status, 200, "nothing is known of it");
+}
+
+#[tokio::test]
+async fn a_public_upstreams_door_is_open_and_nobody_is_asked() {
+    let scene = Scene::guarded(token(), Mode::Public).await;
+    let bound = serve_bound(&scene.mirror);
+    for headers in [&[][..], &[("authorization", "Bearer wrong")]] {
+        assert_eq!(bound.get("/v2/", headers).await.status, 200);
+        assert_eq!(scene.request("GET", "", headers).await.status, 200);
+    }
+    assert_eq!(scene.upstream.connections(), 0);
+}
+
+#[tokio::test]
+async fn while_the_upstream_is_down_whoever_was_let_in_is_asked_to_show_it() {
+    let options = Options { auth: Auth::Basic("u", "pw"), tls: None };
+    let scene = Scene::guarded(options, Mode::PassThrough).await;
+    let image = push(&scene.upstream, "a", "v1", b"layer");
+    let right = basic("u", "pw");
+    let blob = format!("a/blobs/{}", image.layer);
+    assert_eq!(scene.get("a/manifests/v1").await.status, 401);
+    for path in ["a/manifests/v1", &blob] {
+        assert_eq!(scene.request("GET", path, &[("authorization", &right)]).await.status, 200);
+    }
+    scene.upstream.fault(|_| true, usize::MAX, Fault::status(503));
+    scene.pass(600);
+    let absent = format!("a/blobs/{}", larder::digest::Digest::sha256(b"absent"));
+    for (path, status) in [("a/manifests/v1", 200), (&blob, 200), (&absent, 503), ("a/manifests/v2", 503)] {
+        let reply = scene.get(path).await;
+        assert_eq!(
+            (reply.status, reply.header("www-authenticate")),
+            (401, Some(r#"Basic realm="scripted""#)),
+            "{path}"
+        );
+        assert_eq!(scene.request("GET", path, &[("authorization", &right)]).await.status, status, "{path}");
+        let wrong = scene.request("GET", path, &[("authorization", &basic("u", "no"))]).await;
+        assert_eq!(wrong.status, 503, "{path}");
     }
 }
 

@@ -158,6 +158,58 @@ fn what_a_credential_may_read_is_pulled_through_a_mirror_that_passes_it_on() {
 }
 
 #[test]
+fn skopeo_and_podman_show_their_credential_to_the_listener_of_an_upstream_that_asks_for_one() {
+    need!("skopeo", "podman", "docker-registry", "htpasswd");
+    let root = tempfile::tempdir().expect("folder");
+    let user = Some(("user".to_owned(), "password".to_owned()));
+    let registry = DockerRegistry::start_with(&root.path().join("registry"), Setup { user, ..Setup::default() });
+    let pushed = push_image(&registry, "team/app", "v1");
+    let before = blob_gets(&registry);
+    let (config, host) = (root.path().join("larder.yaml"), registry.host());
+    let yaml = |listen: &str| {
+        let url = format!("http://{host}");
+        json!({ "upstreams": [{ "host": host, "url": url, "mode": "passThrough", "listen": listen }] }).to_string()
+    };
+    std::fs::write(&config, yaml("127.0.0.1:0")).expect("configuration");
+    let file = config.to_str().expect("UTF-8");
+    let larder = Larder::start(root.path(), &["--config", file]);
+    let bound = larder.mirrors[&host].trim_start_matches("http://").to_owned();
+
+    let copy = |credentials: &[&str], folder: &str| {
+        let mut command = skopeo(&format!("{bound}/team/app:v1"), &root.path().join(folder));
+        command.args(credentials).env("HOME", root.path());
+        finish(command)
+    };
+    assert!(!copy(&[], "none").status.success(), "nobody may read it without a credential");
+    assert!(!copy(&["--src-creds", "user:wrong"], "wrong").status.success());
+    let done = copy(&["--src-creds", "user:password"], "right");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let manifest = std::fs::read(root.path().join("right/manifest.json")).expect("manifest");
+    assert_eq!(sha256(&manifest), pushed.digest);
+
+    // podman by the name of the registry itself, and what `print podman` says; its login is for the mirror's host.
+    std::fs::write(&config, yaml(&bound)).expect("configuration");
+    let words = ["mirror", "print", "podman", "--config", file, "--registry-listen", larder.registry_host()];
+    let conf = root.path().join("registries.conf");
+    std::fs::write(&conf, run(root.path(), words).stdout).expect("registries.conf");
+    let auth = root.path().join("auth.json");
+    let podman = |words: &[&str]| {
+        let mut podman = Command::new("podman");
+        podman.arg("--root").arg(root.path().join("storage")).arg("--runroot").arg(root.path().join("run"));
+        podman.args(["--storage-driver", "vfs"]).args(words).arg("--authfile").arg(&auth);
+        podman.env("CONTAINERS_REGISTRIES_CONF", &conf).env("HOME", root.path());
+        finish(podman)
+    };
+    let login = ["login", "--tls-verify=false", "--username", "user", &bound, "--password"];
+    assert!(!podman(&[&login[..], &["wrong"]].concat()).status.success());
+    let done = podman(&[&login[..], &["password"]].concat());
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let done = podman(&["pull", "--quiet", &format!("{host}/team/app:v1")]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(blob_gets(&registry) - before, 4, "each blob once, for skopeo and podman together");
+}
+
+#[test]
 fn skopeo_copies_by_path_and_by_the_listener_of_one_upstream() {
     need!("skopeo", "docker-registry");
     let root = tempfile::tempdir().expect("folder");
