@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -21,26 +21,40 @@ use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 
 use crate::{
     Options,
-    programs::{DockerRegistry, Running, find, larder, run as run_program},
+    containerd::Containerd,
+    programs::{DockerRegistry, find, larder, run as run_program},
     support::folder,
     table::{Ratio, Table, Target, Unit, timed},
 };
 
 pub fn run(options: &Options, table: &mut Table) {
-    let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image-8");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/image.sh");
-    if let Err(why) = run_program(Command::new("sh").arg(script).arg(&made)) {
-        return table.skipped("the image of eight layers", &why);
-    }
-    let said = std::fs::read_to_string(made.join("complete")).unwrap_or_default();
-    let (bytes, files) = said.trim().split_once(' ').unwrap_or_default();
-    table.note(format!("the image of eight layers has {bytes} bytes as tars, {files} files"));
-    let layout = made.join("layout");
+    let Some(layout) = layout(table) else { return };
     let folder = folder();
     let image = Image::open(&layout, &folder.join("store"));
     threads(options, table, &folder, &image);
     peers(options, table, &folder, &layout, &image);
     pull(options, table, &folder, &layout);
+}
+
+/// The image as an OCI layout, tagged `latest`; it is made once and kept. `None`, and said, where it cannot be made.
+pub fn layout(table: &mut Table) -> Option<PathBuf> {
+    let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image-8");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/image.sh");
+    if let Err(why) = run_program(Command::new("sh").arg(script).arg(&made)) {
+        table.skipped("the image of eight layers", &why);
+        return None;
+    }
+    let said = std::fs::read_to_string(made.join("complete")).unwrap_or_default();
+    let (bytes, files) = said.trim().split_once(' ').unwrap_or_default();
+    table.note_once(format!("the image of eight layers has {bytes} bytes as tars, {files} files"));
+    Some(made.join("layout"))
+}
+
+/// `skopeo copy` from or to a registry on loopback.
+pub fn skopeo(from: &str, to: &str) -> Result<(), String> {
+    let mut command = Command::new("skopeo");
+    command.args(["--insecure-policy", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", "-q"]);
+    run_program(command.arg(from).arg(to))
 }
 
 struct Image {
@@ -182,41 +196,14 @@ fn umoci(layout: &Path, bundle: &Path) -> Result<(), String> {
 
 /// A containerd of its own, whose store has the image already; the time for unpacking it.
 fn ctr(folder: &Path, archive: &Path, layout: &Path) -> Result<f64, String> {
-    std::fs::create_dir_all(folder).map_err(|e| e.to_string())?;
-    let address = folder.join("sock");
-    let config = folder.join("config.toml");
-    let text = format!(
-        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n",
-        folder.join("root"),
-        folder.join("state"),
-        address,
-    );
-    std::fs::write(&config, text).map_err(|e| e.to_string())?;
-    let log = std::fs::File::create(folder.join("log")).map_err(|e| e.to_string())?;
-    let mut command = Command::new("containerd");
-    command.arg("-c").arg(&config).stdout(Stdio::null()).stderr(log);
-    let containerd = Running(command.spawn().map_err(|e| e.to_string())?);
-    let begin = std::time::Instant::now();
-    while !address.exists() {
-        if begin.elapsed().as_secs() > 5 {
-            let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
-            return Err(format!("containerd does not start here: {}", log.lines().last().unwrap_or_default()));
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    let ctr = || {
-        let mut command = Command::new("ctr");
-        command.arg("-a").arg(&address);
-        command
-    };
-    run_program(ctr().args(["images", "import", "--no-unpack", "--base-name", "bench"]).arg(archive))?;
+    let containerd = Containerd::start(folder)?;
+    run_program(containerd.ctr().args(["images", "import", "--no-unpack", "--base-name", "bench"]).arg(archive))?;
     let index: serde_json::Value =
         serde_json::from_slice(&std::fs::read(layout.join("index.json")).map_err(|e| e.to_string())?)
             .map_err(|e| e.to_string())?;
     let digest = index["manifests"][0]["digest"].as_str().unwrap_or_default();
-    let (time, done) = timed(|| run_program(ctr().args(["snapshots", "unpack", digest])));
+    let (time, done) = timed(|| run_program(containerd.ctr().args(["snapshots", "unpack", digest])));
     done?;
-    drop(containerd);
     Ok(time)
 }
 
@@ -227,13 +214,8 @@ fn pull(options: &Options, table: &mut Table, folder: &Path, layout: &Path) {
         return table.skipped(what, "skopeo, umoci and docker-registry are not all installed");
     }
     let Some(registry) = DockerRegistry::start(&folder.join("registry")) else { return };
-    let skopeo = |from: String, to: String| {
-        let mut command = Command::new("skopeo");
-        command.args(["--insecure-policy", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", "-q"]);
-        run_program(command.arg(from).arg(to))
-    };
     let image = format!("{}/image:latest", registry.host);
-    if let Err(why) = skopeo(format!("oci:{}:latest", layout.display()), format!("docker://{image}")) {
+    if let Err(why) = skopeo(&format!("oci:{}:latest", layout.display()), &format!("docker://{image}")) {
         return table.skipped(what, &why);
     }
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -247,7 +229,7 @@ fn pull(options: &Options, table: &mut Table, folder: &Path, layout: &Path) {
         }
         let (copy, bundle) = (fresh(folder), fresh(folder));
         let (time, done) = timed(|| {
-            skopeo(format!("docker://{image}"), format!("oci:{}:latest", copy.display()))?;
+            skopeo(&format!("docker://{image}"), &format!("oci:{}:latest", copy.display()))?;
             umoci(&copy, &bundle)
         });
         match done {

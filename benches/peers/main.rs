@@ -11,13 +11,19 @@
 //! else the machine does meanwhile meets both. `LARDER_BIN` names another build of the daemon to measure.
 
 mod build;
+#[path = "../support/containerd.rs"]
+mod containerd;
+mod guarded;
 #[path = "../support/http.rs"]
 mod http;
 mod image;
 mod objects;
 mod plot;
+mod prefetch;
 #[path = "../support/programs.rs"]
 mod programs;
+mod pulls;
+mod pushes;
 mod readers;
 mod serve;
 mod stampede;
@@ -35,7 +41,7 @@ use table::Table;
 
 type Group = (&'static str, fn(&Options, &mut Table));
 
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 11] = [
     ("serve", serve::run),
     ("objects", objects::run),
     ("build", build::run),
@@ -44,6 +50,9 @@ const GROUPS: [Group; 8] = [
     ("start", start::run),
     ("stampede", stampede::run),
     ("readers", readers::run),
+    ("pulls", pulls::run),
+    ("pushes", pushes::run),
+    ("prefetch", prefetch::run),
 ];
 
 /// What was asked for.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -12,7 +12,7 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    Options,
+    Options, guarded,
     http::Client,
     programs::{Daemon, DockerRegistry, Nginx, find},
     support::{folder, noise},
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Size, its name, wrk's connections, what is to be reached.
-const SIZES: [(usize, &str, u32, f64); 4] = [
+pub const SIZES: [(usize, &str, u32, f64); 4] = [
     (4 << 10, "4 KB", 32, 1.25),
     (64 << 10, "64 KB", 32, 1.2),
     (512 << 10, "512 KB", 32, 1.1),
@@ -59,6 +59,7 @@ pub fn run(options: &Options, table: &mut Table) {
     }
     tls(options, table, &folder, &content);
     registry(options, table, &folder, &content);
+    guarded::run(options, table, &folder, &content);
     cold(options, table, &folder, &content);
 }
 
@@ -106,20 +107,25 @@ fn registry(options: &Options, table: &mut Table, folder: &Path, content: &Conte
     table.compare(&what, Unit::PerSecond, &blobs, ("docker-registry", &others), Ratio::LarderByPeer, target);
 }
 
-struct Content {
-    data: std::path::PathBuf,
-    objects: std::path::PathBuf,
-    root: std::path::PathBuf,
-    places: BTreeMap<String, Place>,
+/// The same bytes as blobs and artifacts of a daemon, and as files for nginx.
+pub struct Content {
+    /// The daemon's data.
+    pub data: PathBuf,
+    objects: PathBuf,
+    /// nginx's files, by their size, and cold ones.
+    pub root: PathBuf,
+    /// By the file's name.
+    pub places: BTreeMap<String, Place>,
 }
 
-struct Place {
+/// Where something is to be had of the daemon.
+pub struct Place {
     artifact: String,
-    digest: String,
+    /// Of the blob, in the repository `bench`.
+    pub digest: String,
 }
 
 impl Content {
-    /// The same bytes as blobs and artifacts of a daemon, and as files for nginx.
     fn make(folder: &Path) -> Self {
         let (data, objects, root) = (folder.join("data"), folder.join("objects"), folder.join("root"));
         for made in [&data, &objects, &root] {
@@ -163,9 +169,18 @@ impl Content {
 }
 
 /// Requests a second over one second, as wrk counts them.
-fn wrk(url: &str, connections: u32) -> f64 {
-    let output =
-        Command::new("wrk").args(["-t1", &format!("-c{connections}"), "-d1s", url]).output().expect("wrk runs");
+pub fn wrk(url: &str, connections: u32) -> f64 {
+    wrk_with(url, connections, None)
+}
+
+/// The same, each request with this header line.
+pub fn wrk_with(url: &str, connections: u32, header: Option<&str>) -> f64 {
+    let mut command = Command::new("wrk");
+    command.args(["-t1", &format!("-c{connections}"), "-d1s"]);
+    if let Some(header) = header {
+        command.args(["-H", header]);
+    }
+    let output = command.arg(url).output().expect("wrk runs");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "{url}: {text}");
     let line = text.lines().find_map(|line| line.strip_prefix("Requests/sec:"));

@@ -108,6 +108,13 @@ impl Table {
         self.notes.push(note);
     }
 
+    /// The same, from groups of which each may be the first to know.
+    pub fn note_once(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.note(note);
+        }
+    }
+
     fn push(&mut self, what: &str, larder: String, peer: String, ratio: Option<f64>, target: Target, figure: f64) {
         let met = match target {
             Target::RatioAtLeast(least) => ratio.map(|ratio| ratio >= least),

@@ -117,8 +117,22 @@ pub fn flux_artifact(layer: &[u8]) -> (Vec<u8>, Vec<u8>) {
 /// It is removed when the process ends ([`Folders`]), not before: for five minutes ext4 goes around inodes that were
 /// deleted, one by one, and who makes files meanwhile pays for it.
 pub fn folder() -> PathBuf {
+    folder_in(bench_root())
+}
+
+/// A folder in memory where the system has one, else as [`folder`]: for a client whose own disk is not what is measured.
+pub fn memory() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    folder_in(if memory.is_dir() { memory } else { bench_root() })
+}
+
+fn bench_root() -> PathBuf {
     let root = std::env::var_os("LARDER_BENCH_DIR").map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
     std::fs::create_dir_all(&root).expect("the folder for temporary files");
+    root
+}
+
+fn folder_in(root: PathBuf) -> PathBuf {
     let made = tempfile::Builder::new().prefix("bench-").tempdir_in(root).expect("a temporary folder").keep();
     MADE.lock().expect("the list of folders").push(made.clone());
     made

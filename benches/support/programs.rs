@@ -183,6 +183,17 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     ticks / 100.0
 }
 
+/// The CPU milliseconds that a process's threads have used, finer than [`cpu_seconds`]: for what uses less than a tenth of a
+/// second. A thread that has ended is not in it any longer, so it is for moments in which none does.
+pub fn cpu_milliseconds(pid: u32) -> f64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten();
+    let used = threads.filter_map(|thread| {
+        let said = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        said.split(' ').next()?.parse::<f64>().ok()
+    });
+    used.sum::<f64>() / 1e6
+}
+
 /// Watches a process's anonymous memory for its peak.
 pub struct Peak {
     stop: Arc<AtomicBool>,
@@ -214,7 +225,7 @@ impl Peak {
 
 /// docker-registry (CNCF distribution), its storage below `root`.
 pub struct DockerRegistry {
-    _child: Running,
+    child: Running,
     /// Host and port.
     pub host: String,
 }
@@ -241,7 +252,12 @@ impl DockerRegistry {
             .spawn()
             .expect("docker-registry starts");
         wait_for_port(port);
-        Some(Self { _child: Running(child), host: format!("127.0.0.1:{port}") })
+        Some(Self { child: Running(child), host: format!("127.0.0.1:{port}") })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
     }
 }
 

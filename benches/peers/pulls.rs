@@ -1,0 +1,120 @@
+//! containerd's pull of an image of eight layers: from docker-registry itself, and through Larder, cold and warm.
+//!
+//! The client is `ctr --debug content fetch`: resolve, then all blobs at once into containerd's content store. `images
+//! pull` unpacks them as well, which is the longest part of it, the same whoever sent them. Without `--debug` ctr shows
+//! its progress ten times a second, and ends with the tick after the last byte: a hundred milliseconds more or less.
+//! containerd's store is in memory where the system has such a file system, since it syncs every blob that it keeps.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::{
+    Options,
+    containerd::Containerd,
+    image::{layout, skopeo},
+    programs::{Daemon, DockerRegistry, cpu_milliseconds, find, run as run_program},
+    support::{folder, memory},
+    table::{Ratio, Table, Target, Unit, timed},
+};
+
+const IMAGE: &str = "upstream.example/bench/image:latest";
+
+pub fn run(options: &Options, table: &mut Table) {
+    let what = "an image through the mirror by containerd";
+    if ["containerd", "ctr", "skopeo", "docker-registry"].iter().any(|program| find(program).is_none()) {
+        return table.skipped(what, "containerd, ctr, skopeo and docker-registry are not all installed");
+    }
+    if let Err(why) = measure(options, table) {
+        table.skipped(what, &why);
+    }
+}
+
+fn measure(options: &Options, table: &mut Table) -> Result<(), String> {
+    let Some(layout) = layout(table) else { return Ok(()) };
+    let folder = folder();
+    let registry = DockerRegistry::start(&folder.join("registry")).ok_or("docker-registry does not start")?;
+    let from = format!("oci:{}:latest", layout.display());
+    skopeo(&from, &format!("docker://{}/bench/image:latest", registry.host))?;
+    let containerd = Containerd::start(&memory())?;
+    let direct = hosts(&folder, "direct", &registry.host);
+    let bytes = size(&layout.join("blobs/sha256"));
+
+    // Holds the image after its first pull; those for cold pulls are new ones.
+    let settled = mirror(&folder, "settled", &registry.host);
+    let through = hosts(&folder, "settled-hosts", &settled.registry);
+    pull(&containerd, &direct, registry.pid())?;
+    pull(&containerd, &through, settled.pid())?;
+    let fetched = settled.metric("larder_upstream_bytes_total", &[]);
+    let (mut directs, mut colds, mut warms) = (Vec::new(), Vec::new(), Vec::new());
+    let turns = options.rounds(15);
+    for turn in 0..turns {
+        let name = format!("cold-{turn}");
+        let daemon = mirror(&folder, &name, &registry.host);
+        let empty = hosts(&folder, &format!("{name}-hosts"), &daemon.registry);
+        colds.push(pull(&containerd, &empty, daemon.pid())?);
+        drop(daemon);
+        directs.push(pull(&containerd, &direct, registry.pid())?);
+        warms.push(pull(&containerd, &through, settled.pid())?);
+    }
+    assert_eq!(settled.metric("larder_upstream_bytes_total", &[]), fetched, "a warm pull asks for no blob");
+    let served = settled.metric("larder_served_bytes_total", &[]);
+    assert!(served >= (1 + turns) as f64 * bytes, "{served} bytes went through the mirror, an image has {bytes}");
+    let row = |table: &mut Table, what: &str, larder: &[Pull], peer: &str, figure: fn(&Pull) -> f64, most: f64| {
+        let (larder, directs): (Vec<f64>, Vec<f64>) =
+            (larder.iter().map(figure).collect(), directs.iter().map(figure).collect());
+        let target = Target::RatioAtMost(most);
+        table.compare(what, Unit::Milliseconds, &larder, (peer, &directs), Ratio::LarderByPeer, target);
+    };
+    let peer = "docker-registry itself";
+    row(table, "containerd fetches an image of 8 layers, cold", &colds, peer, |pull| pull.time, 1.15);
+    row(table, "… warm", &warms, peer, |pull| pull.time, 1.0);
+    row(table, "… CPU of the server for a warm fetch", &warms, peer, |pull| pull.cpu, 0.25);
+    Ok(())
+}
+
+/// One pull, in milliseconds.
+struct Pull {
+    time: f64,
+    /// Of the server.
+    cpu: f64,
+}
+
+/// A daemon with an empty store that mirrors the registry.
+pub fn mirror(folder: &Path, name: &str, upstream: &str) -> Daemon {
+    let config = folder.join(format!("{name}.yaml"));
+    let upstreams = json!([{ "host": "upstream.example", "url": format!("http://{upstream}") }]);
+    std::fs::write(&config, json!({ "upstreams": upstreams }).to_string()).expect("a configuration");
+    let data = folder.join(name);
+    std::fs::create_dir(&data).expect("folder");
+    Daemon::start_with(&data, None, Some(&config))
+}
+
+/// A `--hosts-dir` by which the image comes from `host` and from nowhere else.
+fn hosts(folder: &Path, name: &str, host: &str) -> String {
+    let hosts = folder.join(name);
+    let of = hosts.join("upstream.example");
+    std::fs::create_dir_all(&of).expect("folder");
+    let text =
+        format!("server = \"http://{host}\"\n[host.\"http://{host}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
+    std::fs::write(of.join("hosts.toml"), text).expect("hosts.toml");
+    hosts.display().to_string()
+}
+
+/// One pull, after which containerd holds nothing of it.
+fn pull(containerd: &Containerd, hosts: &str, server: u32) -> Result<Pull, String> {
+    let mut fetch = containerd.ctr();
+    fetch.args(["--debug", "content", "fetch", "--hosts-dir", hosts, IMAGE]);
+    let before = cpu_milliseconds(server);
+    let (time, done) = timed(|| run_program(&mut fetch));
+    let cpu = cpu_milliseconds(server) - before;
+    done?;
+    run_program(containerd.ctr().args(["images", "rm", "--sync", IMAGE]))?;
+    Ok(Pull { time, cpu })
+}
+
+/// The bytes of the files in a folder.
+fn size(folder: &Path) -> f64 {
+    let entries = std::fs::read_dir(folder).expect("a folder").flatten();
+    entries.map(|entry| entry.metadata().expect("a file").len()).sum::<u64>() as f64
+}
