@@ -2,6 +2,7 @@
 
 mod admin;
 mod config;
+mod crds;
 mod get;
 mod list;
 mod mirror;
@@ -47,6 +48,7 @@ enum Command {
     Mirror(mirror::Command),
     #[command(subcommand)]
     Config(config::Command),
+    Crds(crds::Arguments),
 }
 
 /// Runs the command that the process was started with.
@@ -63,6 +65,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Store(command) => block_on(store::run(command)),
         Command::Mirror(command) => block_on(mirror::run(command)),
         Command::Config(command) => config::run(command),
+        Command::Crds(arguments) => crds::run(&arguments),
     }
 }
 

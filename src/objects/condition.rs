@@ -4,6 +4,7 @@
 //! of `ArtifactInStorage` and `SourceVerified` True is good; of all others True is bad ("negative").
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The longest message that an API server keeps.
@@ -49,23 +50,34 @@ pub enum ConditionStatus {
     Unknown,
 }
 
+/// The pattern of a condition's type: a name, with a DNS subdomain before a `/` in front if need be.
+const QUALIFIED_NAME: &str =
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$";
+
 /// One condition.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["lastTransitionTime", "message", "reason", "status", "type"]))]
 pub struct Condition {
     /// `Ready`, `FetchFailed`, …
+    #[schemars(extend("maxLength" = 316, "pattern" = QUALIFIED_NAME))]
     #[serde(rename = "type")]
     pub kind: String,
     /// Whether it holds.
+    #[schemars(with = "String", extend("enum" = ["True", "False", "Unknown"]))]
     pub status: ConditionStatus,
     /// The generation it was judged for.
+    #[schemars(extend("minimum" = 0))]
     #[serde(default)]
     pub observed_generation: i64,
     /// Since when the status is what it is, RFC 3339 in seconds, UTC.
+    #[schemars(extend("format" = "date-time"))]
     pub last_transition_time: String,
     /// CamelCase word.
+    #[schemars(extend("minLength" = 1, "maxLength" = 1024, "pattern" = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"))]
     pub reason: String,
     /// Sentence.
+    #[schemars(extend("maxLength" = MAX_MESSAGE))]
     #[serde(default)]
     pub message: String,
 }

@@ -216,8 +216,9 @@ fn read_one(document: &Value, list_kind: Option<&str>, list_version: Option<&str
         ..Metadata::default()
     };
     // Fields of an object that is left alone are others' business.
-    let unknown = findings.unknown.iter().filter(|_| spec.is_ours());
-    let warnings = unknown.map(|path| format!("{path}: unknown, not used")).collect();
+    let unknown = findings.unknown.iter().map(|path| format!("{path}: unknown, not used"));
+    let unread = findings.unread.iter().map(|path| format!("{path}: Larder does not use it"));
+    let warnings = unknown.chain(unread).filter(|_| spec.is_ours()).collect();
     Declared::Item { identity, content: Content::Object { metadata, spec, raw_spec }, warnings }
 }
 
@@ -443,7 +444,7 @@ mod tests {
         let Declared::Item { content: Content::Object { raw_spec, .. }, warnings, .. } = one(document) else {
             panic!()
         };
-        assert_eq!(warnings, ["spec.recurseSubmodules: unknown, not used"]);
+        assert_eq!(warnings, ["spec.recurseSubmodules: Larder does not use it"]);
         assert_eq!(raw_spec["recurseSubmodules"], true);
         // What is left alone is not commented upon.
         let document = object(

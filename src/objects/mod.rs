@@ -1,10 +1,12 @@
 //! The objects that Larder reconciles: Flux's own kinds, typed, with one status; where they come from is a
-//! [`Backend`]'s business.
+//! [`Backend`]'s business. The types are also what the CRDs are made of ([`crd`]).
 
 pub mod condition;
+pub mod crd;
 pub mod directory;
 pub mod documents;
 pub mod duration;
+pub mod external_artifact;
 pub mod kustomization;
 pub mod manifest;
 pub mod schema;

@@ -1,8 +1,8 @@
 //! Holds a spec against its kind's schema, as an API server would: types, required fields, patterns, enumerations.
 //!
-//! The schemas come from the Rust types (`schemars`), the same from which the CRDs are made. Only what structural
-//! CRD schemas use is understood: `type`, `properties`, `additionalProperties`, `items`, `required`, `enum`, `pattern`,
-//! `minLength`, `maxLength`, `default`.
+//! The schemas are the CRDs' ([`crd`]). Of what they use this is understood: `type`, `properties`,
+//! `additionalProperties`, `items`, `required`, `enum`, `pattern`, `minLength`, `maxLength`, `default`. Rules in CEL
+//! are an API server's alone.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,10 +10,16 @@ use std::{
 };
 
 use regex::Regex;
-use schemars::{JsonSchema, generate::SchemaSettings};
+use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
-use super::{GitRepositorySpec, HelmChartSpec, HelmRepositorySpec, Kind, KustomizationSpec, OciRepositorySpec};
+use super::{
+    Kind,
+    crd::{
+        self,
+        structural::{UNREAD, structural},
+    },
+};
 
 /// The part of `metadata` that is read.
 #[derive(JsonSchema)]
@@ -26,38 +32,23 @@ struct MetadataSchema {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-static METADATA: LazyLock<Value> = LazyLock::new(schema::<MetadataSchema>);
-static SPECS: LazyLock<[Value; 5]> = LazyLock::new(|| {
-    Kind::ALL.map(|kind| match kind {
-        Kind::OCIRepository => schema::<OciRepositorySpec>(),
-        Kind::GitRepository => schema::<GitRepositorySpec>(),
-        Kind::HelmRepository => schema::<HelmRepositorySpec>(),
-        Kind::HelmChart => schema::<HelmChartSpec>(),
-        Kind::Kustomization => schema::<KustomizationSpec>(),
-    })
-});
-
-/// A type's schema with everything inlined, as a CRD has it.
-fn schema<T: JsonSchema>() -> Value {
-    let settings = SchemaSettings::draft2020_12().with(|s| {
-        s.inline_subschemas = true;
-        s.meta_schema = None;
-    });
-    settings.into_generator().into_root_schema_for::<T>().to_value()
-}
+static METADATA: LazyLock<Value> = LazyLock::new(structural::<MetadataSchema>);
+static SPECS: LazyLock<[Value; 5]> = LazyLock::new(|| Kind::ALL.map(crd::spec_schema));
 
 /// The schema of a kind's spec.
 pub fn spec_schema(kind: Kind) -> &'static Value {
     &SPECS[kind as usize]
 }
 
-/// What was found in a value: `problems` make it unusable, `unknown` names fields that nobody reads.
+/// What was found in a value: `problems` make it unusable, `unknown` and `unread` name fields of no effect.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Findings {
     /// `spec.interval: required`.
     pub problems: Vec<String>,
-    /// `spec.intervall`.
+    /// `spec.intervall`: no kind of Flux's has them.
     pub unknown: Vec<String>,
+    /// `spec.recurseSubmodules`: Flux reads them, Larder does not.
+    pub unread: Vec<String>,
 }
 
 /// Holds `metadata` against what Kubernetes wants of it. Unknown fields of it are nobody's business here.
@@ -98,7 +89,7 @@ fn fill(schema: &Value, value: &mut Value) {
             for (name, field) in properties(schema) {
                 if let Some(value) = map.get_mut(name) {
                     fill(field, value);
-                } else if let Some(default) = field.get("default").filter(|d| crd_default(d)) {
+                } else if let Some(default) = field.get("default") {
                     map.insert(name.clone(), default.clone());
                 }
             }
@@ -110,11 +101,6 @@ fn fill(schema: &Value, value: &mut Value) {
         }
         _ => {}
     }
-}
-
-/// `schemars` also writes what serde fills in for absent fields (`null`, `false`, empty lists): no CRD has those.
-fn crd_default(default: &Value) -> bool {
-    default.as_str().is_some_and(|text| !text.is_empty())
 }
 
 fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
@@ -134,7 +120,6 @@ fn type_name(value: &Value) -> &'static str {
 
 fn has_type(value: &Value, name: &str) -> bool {
     match name {
-        "null" => value.is_null(),
         "boolean" => value.is_boolean(),
         "integer" => value.is_i64() || value.is_u64(),
         "number" => value.is_number(),
@@ -146,19 +131,14 @@ fn has_type(value: &Value, name: &str) -> bool {
 }
 
 fn check(schema: &Value, value: &Value, path: &str, findings: &mut Findings) {
-    // An absent `type` means anything (verbatim patches, health checks).
-    let types: Vec<&str> = match schema.get("type") {
-        Some(Value::String(one)) => vec![one],
-        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).collect(),
-        _ => return,
-    };
-    if !types.iter().any(|t| has_type(value, t)) {
-        let wanted = match types.iter().find(|t| **t != "null") {
-            Some(&"object") => "a mapping",
-            Some(&"array") => "a list",
-            Some(&"boolean") => "true or false",
-            Some(&"string") => "a string",
-            Some(&"integer") => "a whole number",
+    let Some(wanted) = schema.get("type").and_then(Value::as_str) else { return };
+    if !has_type(value, wanted) {
+        let wanted = match wanted {
+            "object" => "a mapping",
+            "array" => "a list",
+            "boolean" => "true or false",
+            "string" => "a string",
+            "integer" => "a whole number",
             _ => "something else",
         };
         let help = match value {
@@ -182,13 +162,17 @@ fn check(schema: &Value, value: &Value, path: &str, findings: &mut Findings) {
 
 fn check_object(schema: &Value, map: &Map<String, Value>, path: &str, findings: &mut Findings) {
     for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
-        if !map.contains_key(name) {
+        // An API server fills in defaults before it looks.
+        if !map.contains_key(name) && schema["properties"][name].get("default").is_none() {
             findings.problems.push(format!("{path}.{name}: required"));
         }
     }
     for (name, value) in map {
         let path = || format!("{path}.{}", name.chars().filter(|c| !c.is_control()).take(100).collect::<String>());
         if let Some(field) = schema.get("properties").and_then(|p| p.get(name)) {
+            if field.get(UNREAD).is_some() {
+                findings.unread.push(path());
+            }
             check(field, value, &path(), findings);
         } else if let Some(any) = schema.get("additionalProperties") {
             check(any, value, &path(), findings);
@@ -264,12 +248,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::objects::OciRepositorySpec;
 
     #[test]
     fn finds_what_an_api_server_would() {
         let table: &[(Kind, Value, &[&str])] = &[
             (Kind::OCIRepository, json!({"url": "oci://h/r", "interval": "1m"}), &[]),
-            (Kind::OCIRepository, json!({}), &["spec.url: required", "spec.interval: required"]),
+            (Kind::OCIRepository, json!({}), &["spec.interval: required", "spec.url: required"]),
             (Kind::OCIRepository, json!([]), &["spec: must be a mapping, is a list"]),
             (
                 Kind::OCIRepository,
@@ -297,7 +282,7 @@ mod tests {
             (
                 Kind::GitRepository,
                 json!({"url": "file:///etc", "interval": "1m"}),
-                &["spec.url: does not match ^(oci|http|https|ssh)://.*$"],
+                &["spec.url: does not match ^(http|https|ssh|oci)://.*$"],
             ),
             (Kind::HelmRepository, json!({"url": "oci://h/r", "type": "oci"}), &[]),
             (
@@ -320,6 +305,7 @@ mod tests {
                     "spec.commonMetadata.labels.a: must be a string, is a boolean; put it in quotes",
                     r#"spec.deletionPolicy: "Keep" is none of MirrorPrune, Delete, WaitForTermination, Orphan"#,
                     "spec.healthChecks: must be a list, is a string",
+                    "spec.patches[0].target: must be a mapping, is a number",
                     "spec.targetNamespace: must not be empty",
                     r#"spec.validation: "strict" is none of none, client, server"#,
                 ],
@@ -339,6 +325,11 @@ mod tests {
         let findings = check_spec(Kind::OCIRepository, &spec);
         assert_eq!(findings.problems, [] as [&str; 0]);
         assert_eq!(findings.unknown, ["spec.ref.Tag", "spec.urll", "spec.verify.matchOIDCIdentity[0].extra"]);
+        let spec = json!({"url": "oci://h/r", "interval": "1m", "recurseSubmodules": true, "include": [{"repo": 1}]});
+        let findings = check_spec(Kind::GitRepository, &spec);
+        assert_eq!(findings.unread, ["spec.include", "spec.recurseSubmodules"]);
+        assert_eq!(findings.unknown, ["spec.include[0].repo"]);
+        assert_eq!(findings.problems, ["spec.include[0].repository: required"]);
     }
 
     #[test]
@@ -357,7 +348,7 @@ mod tests {
                 json!({"chart": "a"}),
                 json!({"chart": "a", "version": "*", "reconcileStrategy": "ChartVersion"}),
             ),
-            (Kind::Kustomization, json!({"prune": true}), json!({"prune": true})),
+            (Kind::Kustomization, json!({"prune": true}), json!({"prune": true, "force": false})),
         ];
         for (kind, spec, expected) in table {
             assert_eq!(with_defaults(kind, &spec), expected, "{kind}");

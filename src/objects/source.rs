@@ -1,16 +1,26 @@
 //! The specs of the source kinds (`source.toolkit.fluxcd.io/v1`). Field by field as Flux's CRDs have them.
-
 //!
-//! The JSON schemas that these types carry are the CRDs' own patterns, enumerations and defaults: documents from a
-//! directory are held against them (`schema.rs`), so that a file and an API server refuse the same things.
+//! The JSON schemas that these types carry are the CRDs' own patterns, enumerations and defaults (`x-default`, see
+//! [`structural`](super::crd::structural)): documents from a directory are held against them (`schema.rs`), so that a
+//! file and an API server refuse the same things; and the CRDs are made of them (`crd`). Fields that Flux has and
+//! Larder does not read are in the `…Unread` types, which are schemas and nothing else.
+
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::FluxDuration;
+use super::{Artifact, FluxDuration};
 
 /// The pattern of every `timeout` of a source: hours are not allowed.
 const TIMEOUT: &str = r"^([0-9]+(\.[0-9]+)?(ms|s|m))+$";
+
+/// The pattern of a GitRepository's URL: Flux's, and `oci`.
+pub const GIT_URL: &str = "^(http|https|ssh|oci)://.*$";
+
+/// The rule of Flux's GitRepository about `serviceAccountName`, in CEL.
+const GIT_IDENTITY: &str =
+    "!has(self.serviceAccountName) || (has(self.provider) && (self.provider == 'azure' || self.provider == 'aws'))";
 
 /// `{name}`: something in the object's own namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -49,9 +59,10 @@ pub struct LayerSelector {
 /// `spec.verify`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["provider"]))]
 pub struct Verification {
     /// `cosign` or `notation`.
-    #[schemars(extend("enum" = ["cosign", "notation"], "default" = "cosign"))]
+    #[schemars(extend("enum" = ["cosign", "notation"], "x-default" = "cosign"))]
     pub provider: Option<String>,
     /// Keys.
     pub secret_ref: Option<LocalReference>,
@@ -65,6 +76,7 @@ pub struct Verification {
 /// One identity of keyless verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["issuer", "subject"]))]
 pub struct OidcIdentity {
     /// RE2 expression.
     pub issuer: String,
@@ -86,7 +98,7 @@ pub struct OciRepositorySpec {
     #[serde(default)]
     pub layer_selector: Option<LayerSelector>,
     /// `generic`, `aws`, `azure`, `gcp`.
-    #[schemars(extend("enum" = ["generic", "aws", "azure", "gcp"], "default" = "generic"))]
+    #[schemars(extend("enum" = ["generic", "aws", "azure", "gcp"], "x-default" = "generic"))]
     #[serde(default)]
     pub provider: Option<String>,
     /// A dockerconfigjson Secret.
@@ -107,7 +119,7 @@ pub struct OciRepositorySpec {
     /// How often.
     pub interval: FluxDuration,
     /// For one pass; 60 s.
-    #[schemars(extend("pattern" = TIMEOUT, "default" = "60s"))]
+    #[schemars(extend("pattern" = TIMEOUT, "x-default" = "60s"))]
     #[serde(default)]
     pub timeout: Option<FluxDuration>,
     /// gitignore text; absent is not the same as empty.
@@ -135,16 +147,21 @@ pub struct GitReference {
     pub name: Option<String>,
     /// With `oci://`: a digest.
     pub commit: Option<String>,
-    /// The user's document may hold a digest outright.
+    /// A digest outright, in documents from a directory: Flux's CRD has no such field.
+    #[schemars(extend("x-larder-file-only" = true))]
     pub digest: Option<String>,
 }
 
 /// Spec of a GitRepository. Only those with an `oci://` URL are Larder's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": GIT_IDENTITY,
+    "message": "serviceAccountName can only be set when provider is 'azure' or 'aws'"
+}]))]
 pub struct GitRepositorySpec {
     /// `oci://…`.
-    #[schemars(extend("pattern" = "^(oci|http|https|ssh)://.*$"))]
+    #[schemars(extend("pattern" = GIT_URL))]
     pub url: String,
     /// Which manifest.
     #[serde(rename = "ref", default)]
@@ -158,14 +175,14 @@ pub struct GitRepositorySpec {
     /// Whose imagePullSecrets count.
     #[serde(default)]
     pub service_account_name: Option<String>,
-    /// `generic`, `azure`, `github`, …
-    #[schemars(extend("enum" = ["generic", "azure", "github"]))]
+    /// `generic`, `aws`, `azure`, `github`.
+    #[schemars(extend("enum" = ["generic", "aws", "azure", "github"]))]
     #[serde(default)]
     pub provider: Option<String>,
     /// How often.
     pub interval: FluxDuration,
     /// For one pass; 60 s.
-    #[schemars(extend("pattern" = TIMEOUT, "default" = "60s"))]
+    #[schemars(extend("pattern" = TIMEOUT, "x-default" = "60s"))]
     #[serde(default)]
     pub timeout: Option<FluxDuration>,
     /// gitignore text.
@@ -174,6 +191,63 @@ pub struct GitRepositorySpec {
     /// Leave it alone.
     #[serde(default)]
     pub suspend: bool,
+}
+
+/// What Flux's GitRepository has besides: of no effect with `oci://`.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+pub struct GitRepositoryUnread {
+    /// Clone submodules too.
+    recurse_submodules: Option<bool>,
+    /// The only directories to check out.
+    sparse_checkout: Option<Vec<String>>,
+    /// Other GitRepositories whose artifacts are put into this one's.
+    include: Option<Vec<GitInclude>>,
+    /// Signatures of commits and tags.
+    verify: Option<GitVerification>,
+}
+
+/// What the status of Flux's GitRepository has besides.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+pub struct GitRepositoryStatusUnread {
+    /// The artifacts that were put into this one's.
+    included_artifacts: Option<Vec<Artifact>>,
+    /// `spec.include` of the artifact.
+    observed_include: Option<Vec<GitInclude>>,
+    /// `spec.recurseSubmodules` of the artifact.
+    observed_recurse_submodules: Option<bool>,
+    /// `spec.sparseCheckout` of the artifact.
+    observed_sparse_checkout: Option<Vec<String>>,
+    /// `spec.verify.mode` of the artifact.
+    source_verification_mode: Option<String>,
+}
+
+/// One entry of a GitRepository's `spec.include`.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct GitInclude {
+    /// The GitRepository.
+    repository: LocalReference,
+    /// The path in its artifact.
+    from_path: Option<String>,
+    /// The path in this one's.
+    to_path: Option<String>,
+}
+
+/// A GitRepository's `spec.verify`.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct GitVerification {
+    /// Which of the commit and the tag must be signed.
+    #[schemars(extend("enum" = ["head", "HEAD", "Tag", "TagAndHEAD"], "x-default" = "HEAD"))]
+    mode: Option<String>,
+    /// The public keys.
+    secret_ref: LocalReference,
 }
 
 /// Spec of a HelmRepository. Only `type: oci` is Larder's.
@@ -194,7 +268,7 @@ pub struct HelmRepositorySpec {
     #[serde(default)]
     pub cert_secret_ref: Option<LocalReference>,
     /// Cloud provider.
-    #[schemars(extend("enum" = ["generic", "aws", "azure", "gcp"], "default" = "generic"))]
+    #[schemars(extend("enum" = ["generic", "aws", "azure", "gcp"], "x-default" = "generic"))]
     #[serde(default)]
     pub provider: Option<String>,
     /// Of no effect for OCI.
@@ -215,6 +289,33 @@ pub struct HelmRepositorySpec {
     pub suspend: bool,
 }
 
+/// What Flux's HelmRepository has besides: of no effect for OCI.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+pub struct HelmRepositoryUnread {
+    /// Who may use it from other namespaces.
+    access_from: Option<AccessFrom>,
+}
+
+/// A HelmRepository's `spec.accessFrom`.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct AccessFrom {
+    /// Namespaces by their labels; any of these will do.
+    namespace_selectors: Vec<NamespaceSelector>,
+}
+
+/// Namespaces by their labels.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct NamespaceSelector {
+    /// All of these; none matches every namespace.
+    match_labels: Option<BTreeMap<String, String>>,
+}
+
 /// `{kind, name, namespace}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -231,22 +332,56 @@ pub struct SourceReference {
     pub namespace: Option<String>,
 }
 
+/// The schema of a HelmChart's `spec.sourceRef`: always of its own namespace.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct ChartSource {
+    /// Group and version.
+    api_version: Option<String>,
+    /// Kind.
+    #[schemars(extend("enum" = ["HelmRepository", "GitRepository", "Bucket"]))]
+    kind: String,
+    /// Name.
+    name: String,
+}
+
+/// The schema of a HelmChart's `spec.verify`, which has no trusted root.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct ChartVerification {
+    /// `cosign` or `notation`.
+    #[schemars(extend("enum" = ["cosign", "notation"], "x-default" = "cosign"))]
+    provider: String,
+    /// Keys.
+    secret_ref: Option<LocalReference>,
+    /// Identities for keyless verification.
+    #[schemars(rename = "matchOIDCIdentity")]
+    match_oidc_identity: Option<Vec<OidcIdentity>>,
+}
+
 /// Spec of a HelmChart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.verify) || self.sourceRef.kind == 'HelmRepository'",
+    "message": "spec.verify is only supported when spec.sourceRef.kind is 'HelmRepository'"
+}]))]
 pub struct HelmChartSpec {
     /// The chart's name in the repository.
     pub chart: String,
     /// A version or a range; `*`.
-    #[schemars(extend("default" = "*"))]
+    #[schemars(extend("x-default" = "*"))]
     #[serde(default)]
     pub version: Option<String>,
     /// The HelmRepository.
+    #[schemars(with = "ChartSource")]
     pub source_ref: SourceReference,
     /// How often.
     pub interval: FluxDuration,
     /// `ChartVersion` or `Revision`.
-    #[schemars(extend("enum" = ["ChartVersion", "Revision"], "default" = "ChartVersion"))]
+    #[schemars(extend("enum" = ["ChartVersion", "Revision"], "x-default" = "ChartVersion"))]
     #[serde(default)]
     pub reconcile_strategy: Option<String>,
     /// Values files of the chart, merged into its `values.yaml`.
@@ -256,6 +391,7 @@ pub struct HelmChartSpec {
     #[serde(default)]
     pub ignore_missing_values_files: bool,
     /// Signatures.
+    #[schemars(with = "Option<ChartVerification>")]
     #[serde(default)]
     pub verify: Option<Verification>,
     /// Leave it alone.

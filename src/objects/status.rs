@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Condition, source::LayerSelector};
 use crate::digest::Digest;
 
 /// `status.artifact`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Artifact {
     /// The digest of the bytes behind `url`.
+    #[schemars(with = "String", extend("pattern" = "^[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+$"))]
     pub digest: Digest,
     /// Below the artifact listener's root.
     pub path: String,
@@ -20,8 +22,10 @@ pub struct Artifact {
     /// `<tag>@<digest of the manifest>`, or the digest alone; a chart's version.
     pub revision: String,
     /// When it became current, RFC 3339.
+    #[schemars(extend("format" = "date-time"))]
     pub last_update_time: String,
     /// Bytes.
+    #[schemars(with = "i64")]
     #[serde(default)]
     pub size: u64,
     /// The manifest's annotations.
@@ -30,14 +34,14 @@ pub struct Artifact {
 }
 
 /// `status.inventory` of a Kustomization.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Inventory {
     /// What was applied.
     pub entries: Vec<InventoryEntry>,
 }
 
 /// One applied object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct InventoryEntry {
     /// `<namespace>_<name>_<group>_<kind>`.
     pub id: String,
@@ -46,7 +50,7 @@ pub struct InventoryEntry {
 }
 
 /// A status.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Status {
     /// The generation that the last finished pass saw; -1 before the first.
