@@ -1,5 +1,6 @@
 //! Integration tests of the library and the binary, in one binary.
 
+mod api_server;
 mod crds;
 mod fill;
 mod fuzz_corpus;

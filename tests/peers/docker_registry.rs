@@ -214,7 +214,8 @@ pub fn basic(user: &str, password: &str) -> String {
 }
 
 /// A port that nothing listens on, below the range from which connections take theirs, each only once in this process.
-fn free_port() -> u16 {
+/// A port that nobody listens on now.
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = std::process::id() % 11_000;
     loop {

@@ -6,6 +6,7 @@
 #[path = "../it/support/mod.rs"]
 mod support;
 
+mod cluster;
 mod credentials;
 mod docker_registry;
 mod documents;

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    sync::Arc,
     time::Duration,
 };
 
@@ -43,7 +44,42 @@ pub fn get(url: &str) -> Response {
 /// One request to an `http://` URL. An error: no connection, or the connection ended before the response did.
 pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<Response> {
     let rest = url.strip_prefix("http://").unwrap_or_else(|| panic!("{url} is not http"));
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (authority, _) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    exchange(&mut connect(authority)?, method, rest, headers, body)
+}
+
+/// One request to an `https://` URL of an address.
+pub fn send_tls(
+    tls: &Arc<rustls::ClientConfig>,
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> std::io::Result<Response> {
+    let rest = url.strip_prefix("https://").unwrap_or_else(|| panic!("{url} is not https"));
+    let (authority, _) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).to_owned();
+    let name = host.try_into().map_err(std::io::Error::other)?;
+    let connection = rustls::ClientConnection::new(tls.clone(), name).map_err(std::io::Error::other)?;
+    exchange(&mut rustls::StreamOwned::new(connection, connect(authority)?), method, rest, headers, body)
+}
+
+fn connect(authority: &str) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(authority)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(60)))?;
+    Ok(stream)
+}
+
+/// One request over a fresh connection; `place` is authority and path.
+fn exchange(
+    stream: &mut (impl Read + Write),
+    method: &str,
+    place: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> std::io::Result<Response> {
+    let (authority, path) = place.split_at(place.find('/').unwrap_or(place.len()));
     let mut head = format!(
         "{method} {} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\nContent-Length: {}\r\n",
         if path.is_empty() { "/" } else { path },
@@ -53,12 +89,9 @@ pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> s
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str("\r\n");
-    let mut stream = TcpStream::connect(authority)?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(60)))?;
     stream.write_all(head.as_bytes())?;
     // A server that has refused already may close before it has read the body; its answer counts.
-    let written = stream.write_all(body);
+    let written = stream.write_all(body).and_then(|()| stream.flush());
     let mut bytes = Vec::new();
     if let Err(error) = stream.read_to_end(&mut bytes)
         && bytes.is_empty()

@@ -3,6 +3,8 @@
 //! `tests/it` and `tests/peers` both include this folder, and neither uses all of it.
 #![allow(dead_code)]
 
+pub mod api_script;
+pub mod api_server;
 pub mod certificates;
 pub mod corpus;
 pub mod fixtures;
