@@ -20,7 +20,12 @@ use serde_json::{Value, json};
 
 use crate::{
     docker_registry::free_port,
-    support::{announce, certificates::Ca, eventually, http, larder::stdout_of},
+    support::{
+        announce,
+        certificates::Ca,
+        eventually, http,
+        larder::{self, stdout_of},
+    },
 };
 
 /// Ends the test here, loudly, unless there is an API server to start. Never an error: where CI has the programs, it runs.
@@ -46,17 +51,23 @@ pub struct Setup {
 }
 
 /// A program that ends with its handle, or with this process.
-struct Program {
+#[must_use]
+pub struct Program {
     shell: Child,
 }
 
 impl Program {
     fn start(program: &Path, arguments: &[String], log: &Path) -> Self {
+        Self::start_with(program, arguments, &[], log)
+    }
+
+    fn start_with(program: &Path, arguments: &[String], environment: &[(&str, &str)], log: &Path) -> Self {
         let log = std::fs::File::options().create(true).append(true).open(log).expect("log file");
         let shell = Command::new("sh")
             .args(["-c", r#""$@" </dev/null & child=$!; read -r _; kill -9 "$child"; wait"#, "sh"])
             .arg(program)
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(log.try_clone().expect("log file"))
             .stderr(log)
@@ -102,7 +113,7 @@ pub fn is_here() -> bool {
     missing.is_empty()
 }
 
-/// Whether this optional program is there too (`kubectl`, `kube-controller-manager`).
+/// Whether this optional program is there too (`kubectl`, `kube-controller-manager`, one of Flux's controllers).
 pub fn has(program: &str) -> bool {
     let here = assets().join(program).is_file();
     if !here {
@@ -188,7 +199,7 @@ impl Cluster {
         eventually("the API server to be ready", || {
             let ready = self
                 .try_send("GET", "/readyz", "", &Value::Null)
-                .map_err(|error| format!("{error}: {}", self.log()))?;
+                .map_err(|error| format!("{error}: {}", self.log_of("api")))?;
             if ready.status == 200 { Ok(()) } else { Err(ready.text()) }
         });
         // The namespaces of the system are made after it is ready.
@@ -201,14 +212,6 @@ impl Cluster {
     /// Host and port.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
-    }
-
-    /// The end of the API server's log.
-    fn log(&self) -> String {
-        let text =
-            String::from_utf8_lossy(&std::fs::read(self.folder.join("api.log")).unwrap_or_default()).into_owned();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(10)..].join("\n")
     }
 
     /// A kubeconfig of one of the users that the server knows: `admin`, `larder`, `flux`, `nobody`.
@@ -256,7 +259,7 @@ impl Cluster {
     /// The answer to a request as `admin`; panics where nothing answers.
     pub fn send(&self, method: &str, path: &str, kind: &str, body: &Value) -> http::Response {
         self.try_send(method, path, kind, body)
-            .unwrap_or_else(|error| panic!("{method} {path}: {error}: {}", self.log()))
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}: {}", self.log_of("api")))
     }
 
     /// `GET` of a path.
@@ -313,6 +316,52 @@ impl Cluster {
         command.arg("--kubeconfig").arg(self.kubeconfig("admin")).args(arguments);
         command.stdin(std::fs::File::open(file.path()).expect("temporary file"));
         String::from_utf8(stdout_of(command)).expect("UTF-8")
+    }
+
+    /// Creates CRDs and waits until they are served.
+    pub fn install(&self, definitions: &[Value]) {
+        const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+        let made: Vec<Value> = definitions.iter().map(|definition| self.create(CRDS, definition)).collect();
+        for definition in made {
+            let (group, names) = (&definition["spec"]["group"], &definition["spec"]["names"]);
+            let served =
+                definition["spec"]["versions"].as_array().into_iter().flatten().filter(|v| v["served"] == true);
+            for version in served {
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let path = format!("/apis/{}/{}/{}", text(group), text(&version["name"]), text(&names["plural"]));
+                eventually(&path, || {
+                    let answer = self.get(&path);
+                    if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+                });
+            }
+        }
+    }
+
+    /// Installs the CRDs that the binary under test prints.
+    pub fn install_larders(&self) {
+        let list = larder::run_json(&self.folder, ["crds", "--output", "json"]);
+        self.install(list["items"].as_array().expect("a List"));
+    }
+
+    /// Starts one of Flux's controllers outside of the cluster, as the user `flux`, with its artifacts at this host.
+    pub fn controller(&self, program: &str, artifacts: &str) -> Program {
+        let config = self.kubeconfig("flux").display().to_string();
+        let arguments = ["--metrics-addr=127.0.0.1:0", "--health-addr=127.0.0.1:0", "--requeue-dependency=1s"];
+        let environment = [
+            ("KUBECONFIG", config.as_str()),
+            ("RUNTIME_NAMESPACE", "flux-system"),
+            ("SOURCE_CONTROLLER_LOCALHOST", artifacts.trim_start_matches("http://")),
+        ];
+        let log = self.folder.join(format!("{program}.log"));
+        Program::start_with(&assets().join(program), &arguments.map(str::to_owned), &environment, &log)
+    }
+
+    /// The end of a program's log: `api`, `controllers`, or one of Flux's controllers.
+    pub fn log_of(&self, program: &str) -> String {
+        let text = std::fs::read(self.folder.join(format!("{program}.log"))).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
     }
 
     /// The calls of the user `larder` so far, as the server's audit log has them.

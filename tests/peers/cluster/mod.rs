@@ -2,5 +2,6 @@
 
 pub mod env;
 
+mod consumers;
 mod itself;
 mod scripted;
