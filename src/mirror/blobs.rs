@@ -6,9 +6,10 @@ use super::{
     Ask, CacheStatus, IMPATIENCE, Inner, Mirror, Miss, PATIENCE, reader::Reader, readers::Hash, repository::Mirrored,
 };
 use crate::{
+    blocking,
     class::{Class, chain},
     digest::Digest,
-    oci::Selector,
+    oci::{Document, Selector},
     pull::{self, Follower, How, Opened},
     registry::Budget,
     store::Blob,
@@ -17,6 +18,13 @@ use crate::{
 /// How long an upstream may send nothing of a blob before it is asked for the rest, and again before the answer ends:
 /// 10 s in all (mirror.md section 2, row 17).
 const SILENCE: std::time::Duration = std::time::Duration::from_millis(4_500);
+
+/// For how long after a fill began nothing of it is given out, unless it ends. What a node's own network brings in that
+/// time, 25 MB at 100 MB/s, is verified before a client sees a byte of it: wrong bytes are a status then. A client that
+/// has taken wrong ones may be stuck with them: containerd keeps what came before a body ended and goes on behind it, so
+/// that no pull of the blob succeeds until it lets that download go. The fill does not wait meanwhile, and a quarter of a
+/// second's bytes go out at once after it, so that a pull takes no longer.
+const HOLD: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// A blob to answer with.
 #[derive(Debug)]
@@ -187,6 +195,18 @@ impl Inner {
         result.unwrap_or_else(|| Err(Miss::here("the question to the upstream failed", Class::Limit)))
     }
 
+    /// A blob's size by the manifest that names it, where that is held. An upstream need not state a length then, and
+    /// one that states another is refused before any of its bytes (hardening.md section 2, R7 and R9).
+    async fn stated_size(&self, repository: &Mirrored, digest: &Digest, standing: &Standing) -> Option<u64> {
+        let manifest = standing.linked.filter(|manifest| manifest != digest)?;
+        let media_type = repository.manifest(&manifest)?;
+        // Whatever fails here: the upstream's word will do.
+        let blob = self.held(&manifest).await.ok()??;
+        let bytes = blocking::io(move || blob.to_vec()).await.ok()?;
+        let document = Document::parse(&bytes, media_type.to_str().ok()).ok()?;
+        super::manifests::descriptors(&document).find(|named| named.digest == *digest).map(|named| named.size)
+    }
+
     /// Fetches a blob that is not held, or joins those who do.
     async fn fill(
         self: &Arc<Self>,
@@ -199,9 +219,10 @@ impl Inner {
         let wish = pull::Ask {
             way: self.way(repository, reader).await?,
             digest: *digest,
-            size: None,
+            size: self.stated_size(repository, digest, standing).await,
             entitled: standing.granted,
             further: Vec::new(),
+            hold: HOLD,
             budget: Budget::within(PATIENCE).silence(SILENCE),
         };
         match self.puller.open(&wish).await {

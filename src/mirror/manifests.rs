@@ -15,7 +15,7 @@ use crate::{
     blocking,
     class::{Class, chain},
     digest::Digest,
-    oci::{Document, Selector, Tag},
+    oci::{Descriptor, Document, Selector, Tag},
     pull::{Probed, RawManifest},
     registry::Budget,
 };
@@ -364,12 +364,19 @@ impl Inner {
     }
 }
 
-/// What a manifest names.
-fn named(document: &Document) -> Vec<Digest> {
-    let mut digests: Vec<Digest> = match document {
-        Document::Image(image) => image.layers.iter().chain([&image.config]).map(|d| d.digest).collect(),
-        Document::Index(index) => index.manifests.iter().map(|d| d.digest).collect(),
+/// What a manifest names, and as what.
+pub(super) fn descriptors(document: &Document) -> impl Iterator<Item = &Descriptor> {
+    let (image, index) = match document {
+        Document::Image(image) => (Some(image), None),
+        Document::Index(index) => (None, Some(index)),
     };
+    let of_image = image.into_iter().flat_map(|image| image.layers.iter().chain([&image.config]));
+    of_image.chain(index.into_iter().flat_map(|index| &index.manifests))
+}
+
+/// What a manifest names, each once.
+fn named(document: &Document) -> Vec<Digest> {
+    let mut digests: Vec<Digest> = descriptors(document).map(|descriptor| descriptor.digest).collect();
     digests.sort_unstable();
     digests.dedup();
     digests

@@ -4,7 +4,11 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 
-use crate::{class::Class, pull::PullError, registry::RegistryError};
+use crate::{
+    class::Class,
+    pull::{FillError, PullError},
+    registry::RegistryError,
+};
 
 /// How an answer came about, as `Cache-Status` tells it (RFC 9211; contract section 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +145,16 @@ impl From<&PullError> for Miss {
             },
             (_, Some((400 | 401 | 403 | 404 | 410, _))) | (Class::Digest, _) => Self::NotFound { reason, class },
             _ => Self::Unavailable { reason, class, status: None, retry_after: None },
+        }
+    }
+}
+
+impl From<&FillError> for Miss {
+    fn from(error: &FillError) -> Self {
+        match error.cause() {
+            Some(cause) => cause.into(),
+            // This reader fell behind, or the disk failed under it.
+            None => Self::here("the mirror's store cannot do it now", error.class()),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! **Promise.** One fill at a time for a digest in this process (but see below), whatever the number of askers; it
 //! outlives the one who began it and is never slowed by a slow reader. Nothing gets its name in the store, and the
 //! blob's last [`HELD_BACK`] bytes reach nobody, before size and digest are right; of a blob below [`STREAMED_FROM`]
-//! nothing does.
+//! nothing does, nor of a larger one while its askers wait for the digest ([`Ask::hold`](super::Ask::hold)).
 //!
 //! **Sources.** An upstream that dies or falls silent is asked once more for the rest (the client does that, by Range);
 //! then the next source goes on at that byte, the hash being kept. Wrong bytes end the fill, nothing is kept, and the
@@ -355,13 +355,11 @@ impl<'a> Keeping<'a> {
             let (written, gathered) = tokio::join!(self.write(writer, batch), gather(transfer));
             written?;
             progress.store(self.offset, Ordering::Relaxed);
-            if self.source.size >= STREAMED_FROM {
-                writer.reach(self.offset.min(self.source.size - HELD_BACK));
-            }
             next = gathered;
         }
     }
 
+    /// Takes the next bytes, and lets them be read: not only when more have come, which may be late.
     async fn write(&mut self, writer: &FillWriter, batch: Vec<Bytes>) -> Result<(), PullError> {
         let length: u64 = batch.iter().map(|data| data.len() as u64).sum();
         match std::mem::replace(&mut self.sink, Sink::Nothing) {
@@ -374,7 +372,7 @@ impl<'a> Keeping<'a> {
                 match written {
                     Ok(ingest) => self.sink = Sink::Disk(ingest),
                     Err(error) if writer.meta().streams && error.class() == Class::Disk => {
-                        self.overflow(error, batch).await?;
+                        self.overflow(writer, error, batch).await?;
                     }
                     Err(error) => return Err(error.into()),
                 }
@@ -389,11 +387,14 @@ impl<'a> Keeping<'a> {
             Sink::Nothing => return Err(PullError::Lost(self.digest)),
         }
         self.offset += length;
+        if self.source.size >= STREAMED_FROM {
+            writer.reach(self.offset.min(self.source.size - HELD_BACK));
+        }
         Ok(())
     }
 
     /// The disk takes no more: hashes what it has taken again, and goes on in memory.
-    async fn overflow(&mut self, error: StoreError, batch: Vec<Bytes>) -> Result<(), PullError> {
+    async fn overflow(&mut self, writer: &FillWriter, error: StoreError, batch: Vec<Bytes>) -> Result<(), PullError> {
         let (source, digest, end) = (Arc::clone(&self.source), self.digest, self.offset);
         let hasher = blocking::io(move || {
             let mut hasher = Hasher::new(digest.algorithm());
@@ -410,6 +411,8 @@ impl<'a> Keeping<'a> {
         .await;
         let Ok(mut hasher) = hasher else { return Err(error.into()) };
         self.source.overflow(self.offset);
+        // Askers who wait for the digest must not: what memory has goes by. They are on their way, so the bytes wait.
+        writer.begin(Arc::clone(&self.source));
         for data in &batch {
             hasher.update(data);
         }
@@ -467,4 +470,77 @@ async fn gather(transfer: &mut Transfer) -> Result<Vec<Bytes>, crate::registry::
         batch.push(data);
     }
     Ok(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        flight::fill::Joined,
+        pull::{Ask, How, Opened},
+        registry::{Client, Config, Credentials, Endpoint},
+        store::Store,
+    };
+
+    /// Longer than any test.
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn an_asker_that_waits_for_the_digest_is_woken_where_the_disk_fills_up_before_a_byte_has_gone_by() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let puller = Puller::new(store.clone(), Client::new(Config::default()).unwrap()).unwrap();
+        let endpoint = Endpoint {
+            registry: "r.example".parse().unwrap(),
+            transport: Transport::default(),
+            credentials: Credentials::Anonymous,
+        };
+        let way = Arc::new(Way { endpoint, repository: "a/b".parse().unwrap() });
+        let piece = Bytes::from(vec![7; super::super::source::WINDOW / 2]);
+        let (digest, size) = (Digest::sha256(b"a blob"), 5 * piece.len() as u64);
+
+        let key = (Lane::All, digest);
+        let Joined::First(writer, _first) = puller.fills.board.join(&key, || Meta::new(&way, true)) else {
+            panic!("nobody was at it")
+        };
+        let mut keeping = Keeping::begin(&puller, &writer, digest, size).await.unwrap();
+        keeping.write(&writer, vec![piece.clone()]).await.unwrap();
+        let ask = Ask {
+            way,
+            digest,
+            size: None,
+            entitled: true,
+            further: Vec::new(),
+            hold: HOUR,
+            budget: Budget::within(HOUR),
+        };
+        let mut opening = Box::pin(puller.open(&ask));
+        let joined = async {
+            while writer.readers() < 2 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            opened = &mut opening => panic!("{opened:?} before the end"),
+            () = joined => {}
+        }
+        let full = StoreError::Degraded { root: root.path().to_path_buf() };
+        keeping.overflow(&writer, full, vec![piece.clone()]).await.unwrap();
+        // As `write` does after it.
+        keeping.offset += piece.len() as u64;
+        // More than memory holds: they have to wait for the asker.
+        let writing = async {
+            for _ in 0..2 {
+                keeping.write(&writer, vec![piece.clone()]).await.unwrap();
+            }
+        };
+        let (opened, ()) = tokio::join!(opening, writing);
+        let (opened, how) = opened.unwrap();
+        assert_eq!(how, How::Passed);
+        let Opened::Filling(follower) = opened else { panic!("{opened:?}") };
+        let mut all = vec![0; 4 * piece.len()];
+        follower.read(0, &mut all).unwrap();
+        assert!(all.iter().all(|byte| *byte == 7));
+    }
 }

@@ -50,6 +50,14 @@ impl FillError {
         }
     }
 
+    /// What ended the fill; `None` where this reader alone cannot go on.
+    pub fn cause(&self) -> Option<&PullError> {
+        match self {
+            Self::Cut(e) | Self::Wrong(e) => Some(e),
+            Self::Read(_) => None,
+        }
+    }
+
     pub(super) fn of(error: Arc<PullError>) -> Self {
         match error.class() {
             Class::Digest | Class::Size => Self::Wrong(error),

@@ -40,6 +40,10 @@ pub struct Ask {
     pub entitled: bool,
     /// Who else may have the bytes, in the order in which to ask, where the asker's own upstream fails.
     pub further: Vec<Arc<Way>>,
+    /// For how long after a fill began nothing of it is given out, unless it ends: what has come by then is verified
+    /// before anybody sees a byte, and whoever asked meets wrong bytes as an error. It is no wait for who comes later,
+    /// nor for what passes through memory.
+    pub hold: Duration,
     /// Until when there must be something to answer: what it begins is not ended by that, since others may join it, but
     /// by a silence as long as [`Budget::silence`], twice. A reader's wait has that limit in any case.
     pub budget: Budget,
@@ -179,12 +183,24 @@ impl Puller {
             Begun(Arc<Source>),
             Ended(End<Result<Landed, Arc<PullError>>>, Option<Arc<Source>>),
         }
+        let deadline = ask.budget.deadline.into();
         let seen = reader.until(|view| match (view.end, view.source) {
             (Some(end), source) => Some(Seen::Ended(end.clone(), source.cloned())),
             (None, Some(source)) if source.size >= STREAMED_FROM => Some(Seen::Begun(Arc::clone(source))),
             _ => None,
         });
-        let Ok(seen) = timeout_at(ask.budget.deadline.into(), seen).await else {
+        let mut seen = timeout_at(deadline, seen).await;
+        if let Ok(Seen::Begun(source)) = &seen {
+            let held_back = reader.until(|view| match view.end {
+                Some(end) => Some(Seen::Ended(end.clone(), view.source.cloned())),
+                None => source.is_in_memory().then(|| Seen::Begun(Arc::clone(source))),
+            });
+            let until = source.begun.checked_add(ask.hold).map_or(deadline, |until| until.min(deadline));
+            if let Ok(more) = timeout_at(until, held_back).await {
+                seen = Ok(more);
+            }
+        }
+        let Ok(seen) = seen else {
             return Err(RegistryError::Timeout {
                 what: format!("{} of {}", ask.digest, ask.way.repository),
                 waiting: "for its first bytes",

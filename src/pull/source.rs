@@ -16,7 +16,10 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 use crate::store::Landing;
 
@@ -60,6 +63,8 @@ impl Drop for OnTheWay {
 /// The bytes of one fill.
 pub(super) struct Source {
     pub size: u64,
+    /// When there first was something to read.
+    pub begun: Instant,
     file: Option<OnDisk>,
     memory: Mutex<Memory>,
     coming: Arc<Coming>,
@@ -114,13 +119,13 @@ impl Source {
     /// A source whose bytes go to a file.
     pub fn on_disk(size: u64, landing: Landing, coming: Arc<Coming>) -> Self {
         let mapped = landing.mapped(size).unwrap_or_default();
-        Self { size, file: Some(OnDisk { landing, mapped }), memory: Mutex::default(), coming }
+        Self { size, begun: Instant::now(), file: Some(OnDisk { landing, mapped }), memory: Mutex::default(), coming }
     }
 
     /// A source whose bytes pass through memory only.
     pub fn in_memory(size: u64, coming: Arc<Coming>) -> Self {
         let memory = Memory { from: Some(0), ..Memory::default() };
-        Self { size, file: None, memory: Mutex::new(memory), coming }
+        Self { size, begun: Instant::now(), file: None, memory: Mutex::new(memory), coming }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

@@ -33,7 +33,13 @@ use super::{
     prepared::{self, WINDOW},
     watch::Activity,
 };
-use crate::{blocking, class::Class, metrics, pull::Follower, store::Blob};
+use crate::{
+    blocking,
+    class::Class,
+    metrics,
+    pull::{FillError, Follower},
+    store::Blob,
+};
 
 /// The largest piece of a compressed body, in bytes: how much is compressed between two looks at the socket.
 const COMPRESSED_PIECE: usize = 16 << 10;
@@ -91,6 +97,15 @@ impl Body {
 
     fn new(inner: Inner) -> Self {
         Self { inner, outcome: None, sent: 0, account: None }
+    }
+
+    /// Waits until there is a first byte, where it is still to come. An error may be answered with a status as long as
+    /// nothing of the body has been sent. Dropped before it is ready it has lost nothing.
+    pub(super) async fn ready(&mut self) -> Result<(), FillError> {
+        match &mut self.inner {
+            Inner::Following(following) => following.ready().await,
+            Inner::Empty | Inner::Memory(_) | Inner::Blob(_) | Inner::Reader(_) => Ok(()),
+        }
     }
 
     /// With this outcome in the metric.

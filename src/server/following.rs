@@ -1,8 +1,7 @@
 //! The body of a blob that is still coming.
 //!
 //! What may be handed out goes at once, at most a window at a time, without a copy over plain HTTP/1.1; then the body waits
-//! for more. It holds
-//! nothing in memory, so a thousand slow readers cost nothing but their sockets.
+//! for more. It holds nothing in memory, so a thousand slow readers cost nothing but their sockets.
 
 use std::{
     future::Future,
@@ -62,6 +61,16 @@ impl Following {
             State::Cut { class, .. } => Some(class),
             _ => None,
         }
+    }
+
+    /// Waits until there is a byte to hand out. Dropped before it is ready it has lost nothing.
+    pub async fn ready(&mut self) -> Result<(), FillError> {
+        if let State::Here(follower) = &mut self.state
+            && self.at < self.end
+        {
+            self.readable = follower.readable(self.at).await?;
+        }
+        Ok(())
     }
 
     /// The next piece; an error only where what was handed out may be wrong. `waits` says whether the socket has not yet

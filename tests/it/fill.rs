@@ -19,6 +19,7 @@ use larder::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::watch,
 };
 
 use crate::support::registry::{Auth, Fault, Kind, Options, ScriptedRegistry, of};
@@ -79,6 +80,7 @@ impl World {
             size: None,
             entitled: false,
             further: Vec::new(),
+            hold: Duration::ZERO,
             budget: Budget::within(Duration::from_secs(20)).silence(Duration::from_millis(300)),
         }
     }
@@ -280,6 +282,107 @@ async fn wrong_bytes_are_neither_kept_nor_given_out_to_the_end_and_their_source_
         assert!(read(world.puller.open(&ask).await.unwrap().0).await.0 == bytes);
         assert_eq!((world.gets(), other.count(Kind::BlobGet)), (1, 1), "{length}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_that_is_known_need_not_be_stated() {
+    for (length, fault) in
+        [(1000, Fault::NoLength), (1000, Fault::Chunked), (LARGE, Fault::NoLength), (LARGE, Fault::Chunked)]
+    {
+        let world = World::new().await;
+        let bytes = content(length);
+        let digest = world.registry.add_blob("team/app", &bytes);
+        world.registry.fault(of(Kind::BlobGet), 1, fault.clone());
+        let ask = Ask { size: Some(length as u64), ..world.ask(digest) };
+        let (read, end) = read(world.puller.open(&ask).await.unwrap().0).await;
+        end.unwrap();
+        assert!(read == bytes, "{length} {fault:?}");
+        assert_eq!(world.gets(), 1);
+    }
+}
+
+/// Long enough for every test to be over.
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_that_come_before_the_hold_is_over_reach_nobody_and_are_an_error_to_all() {
+    for wrong_at in [0, LARGE - 1] {
+        let world = World::new().await;
+        let bytes = content(LARGE);
+        let digest = world.registry.add_blob("team/app", &bytes);
+        let mut wrong = bytes.clone();
+        wrong[wrong_at] ^= 1;
+        world.registry.fault(of(Kind::BlobGet), 1, Fault::Body(wrong));
+        let ask = Ask { hold: HOUR, budget: Budget::within(HOUR), ..world.ask(digest) };
+        let asking = (0..8).map(|_| {
+            let (puller, ask) = (world.puller.clone(), ask.clone());
+            tokio::spawn(async move { puller.open(&ask).await.map(|_| ()) })
+        });
+        for asker in asking.collect::<Vec<_>>() {
+            let error = asker.await.unwrap().unwrap_err();
+            // Whoever came after its end finds the mark.
+            assert!(matches!(error.class(), Class::Digest | Class::NotFound), "{error}");
+        }
+        assert_eq!(world.gets(), 1);
+        world.puller.forget_mark(&ask.way, digest);
+        let (opened, how) = world.puller.open(&ask).await.unwrap();
+        assert_eq!(how, How::Miss);
+        assert!(matches!(&opened, Opened::Held(_)), "all of it came: {opened:?}");
+        assert!(read(opened).await.0 == bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_that_takes_longer_than_the_hold_is_read_while_it_comes_and_a_later_asker_waits_for_nothing() {
+    let world = World::new().await;
+    let bytes = content(LARGE);
+    let digest = world.registry.add_blob("team/app", &bytes);
+    let (gate, open) = watch::channel(false);
+    world.registry.fault(
+        of(Kind::BlobGet),
+        1,
+        Fault::Gate { after: LARGE / 2, open, then: Box::new(Fault::IgnoreRange) },
+    );
+    let ask = |hold| Ask { hold, budget: Budget::within(HOUR), ..world.ask(digest) };
+    // Half of it has come and no more does: what ends its wait is that its time is over.
+    let mut first = follower(world.puller.open(&ask(Duration::from_millis(50))).await.unwrap().0);
+    assert!(first.readable(0).await.unwrap() > 0);
+    let (puller, patient) = (world.puller.clone(), ask(HOUR));
+    let patient = tokio::spawn(async move { puller.open(&patient).await });
+    // Its time was over before it came.
+    let mut later = follower(world.puller.open(&ask(Duration::from_millis(50))).await.unwrap().0);
+    while later.readable(LARGE as u64 / 2 - 1).await.unwrap() < LARGE as u64 / 2 {}
+    assert!(!patient.is_finished());
+    gate.send_replace(true);
+    let (patient, how) = patient.await.unwrap().unwrap();
+    assert_eq!(how, How::Collapsed);
+    assert!(matches!(patient, Opened::Held(_)), "it waited for the end: {patient:?}");
+    for opened in [Opened::Filling(first), Opened::Filling(later), patient] {
+        assert!(read(opened).await.0 == bytes);
+    }
+    assert_eq!(world.gets(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_through_memory_is_read_while_it_comes_whatever_the_hold() {
+    let world = World::new().await;
+    world.puller.store().bind(Bounds { max_bytes: Some(0), headroom_bytes: Some(u64::MAX) }, Vec::new).unwrap();
+    let bytes = content(LARGE);
+    let digest = world.registry.add_blob("team/app", &bytes);
+    let (gate, open) = watch::channel(false);
+    world.registry.fault(
+        of(Kind::BlobGet),
+        1,
+        Fault::Gate { after: 100_000, open, then: Box::new(Fault::IgnoreRange) },
+    );
+    let ask = Ask { hold: HOUR, budget: Budget::within(HOUR), ..world.ask(digest) };
+    let (opened, how) = tokio::time::timeout(Duration::from_secs(60), world.puller.open(&ask)).await.unwrap().unwrap();
+    assert_eq!(how, How::Passed);
+    gate.send_replace(true);
+    let (read, end) = read(opened).await;
+    end.unwrap();
+    assert!(read == bytes);
+    assert_eq!(world.gets(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

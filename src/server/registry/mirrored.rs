@@ -3,7 +3,7 @@
 //! Three ways lead here: `ns=` with any path, a path that begins with a configured upstream, and a listener that is
 //! bound to one. All are read-only.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
@@ -11,6 +11,7 @@ use http::{
     request::Parts,
 };
 use serde::Serialize;
+use tokio::time::timeout;
 
 use super::{Answer, VERSION, failure::Failure, refused_route};
 use crate::{
@@ -30,6 +31,11 @@ use crate::{
 
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+/// How long an answer waits for its first byte, which may lie far into a blob that is coming: so long a failure is a
+/// status, and a client goes on to its next source with nothing to discard. containerd gives headers 30 s, and what goes
+/// before this takes up to 9 s.
+const FIRST_BYTE: Duration = Duration::from_secs(5);
 
 /// How a request of a mirrored repository was addressed.
 pub(super) struct Addressed<'a> {
@@ -185,7 +191,12 @@ async fn blob(mirror: &Mirror, ask: &Ask<'_>, parts: &Parts, digest: Digest) -> 
         BlobSource::Filling(follower) => Source::Filling(follower),
         BlobSource::Upstream => Source::Elsewhere(digest, found.size),
     };
-    Ok(with_status(entity::respond_from(&parts.method, &parts.headers, source, &Role::Blob), found.status))
+    let mut out = entity::respond_from(&parts.method, &parts.headers, source, &Role::Blob);
+    // Past that the headers go out, and the body says what becomes of it.
+    if let Ok(Err(error)) = timeout(FIRST_BYTE, out.body_mut().ready()).await {
+        return Err(Miss::from(&error));
+    }
+    Ok(with_status(out, found.status))
 }
 
 async fn tags(

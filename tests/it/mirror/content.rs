@@ -1,5 +1,7 @@
 //! What is answered: exact bytes, exact headers, one question to the upstream.
 
+use std::time::Duration;
+
 use larder::digest::Digest;
 
 use super::{MANIFEST, Scene, cache_status, push};
@@ -166,6 +168,67 @@ async fn wrong_bytes_reach_nobody_and_the_next_try_is_told_that_there_is_nothing
     let other = push(&scene.upstream, "a", "v2", b"other");
     scene.upstream.fault(of(Kind::ManifestGet), 1, Fault::Body(b"{\"schemaVersion\":2}".to_vec()));
     assert_eq!(scene.get(&format!("a/manifests/{}", other.digest)).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_blobs_length_is_its_manifests_whatever_the_upstream_states() {
+    // Below and above the size from which a blob is passed on while it comes.
+    for length in [1000, 1_500_000] {
+        let layer: Vec<u8> = (0..length).map(|n: u32| (n / 7 + n) as u8).collect();
+        for fault in [Fault::NoLength, Fault::Chunked] {
+            let scene = Scene::new().await;
+            let image = push(&scene.upstream, "a", "v1", &layer);
+            scene.get("a/manifests/v1").await;
+            scene.upstream.fault(of(Kind::BlobGet), 1, fault.clone());
+            let reply = scene.get(&format!("a/blobs/{}", image.layer)).await;
+            assert_eq!(reply.status, 200, "{fault:?}: {}", reply.text());
+            assert_eq!(reply.header("content-length"), Some(length.to_string().as_str()), "{fault:?}");
+            assert!(reply.body == layer, "{length} {fault:?}");
+        }
+        for stated in [length - 1, length + 1] {
+            let scene = Scene::new().await;
+            let image = push(&scene.upstream, "a", "v1", &layer);
+            scene.get("a/manifests/v1").await;
+            let stated = Some(stated.to_string());
+            scene.upstream.fault(of(Kind::BlobGet), 1, Fault::Header("Content-Length", stated.clone()));
+            let path = format!("a/blobs/{}", image.layer);
+            let reply = scene.get(&path).await;
+            assert_eq!((reply.status, reply.header("docker-content-digest")), (503, None), "{length} {stated:?}");
+            // Nothing is lost: what is held is served, and the blob is asked for again.
+            let reply = scene.get("a/manifests/v1").await;
+            assert!((reply.status, &reply.body) == (200, &image.manifest));
+            let reply = scene.get(&path).await;
+            assert!(reply.status == 200 && reply.body == layer, "{length} {stated:?}: {}", reply.status);
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_has_got_no_byte_yet_is_told_of_a_failure_by_a_status() {
+    let scene = Scene::new().await;
+    let layer: Vec<u8> = (0..3_000_000u32).map(|n| (n / 7 + n) as u8).collect();
+    let image = push(&scene.upstream, "a", "v1", &layer);
+    let path = format!("a/blobs/{}", image.layer);
+    let half = layer.len() / 2;
+    let (gate, open) = tokio::sync::watch::channel(false);
+    let then = Box::new(Fault::Cut { after: half, reset: false });
+    scene.upstream.fault(of(Kind::BlobGet), 1, Fault::Gate { after: half, open, then });
+    scene.upstream.fault(of(Kind::BlobGet), usize::MAX, Fault::status(404));
+    // The first is answered with what has come, the second wants what does not come.
+    let mut first = scene.running.connect().await;
+    let head = format!("GET /v2/{path}?ns=up.example HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    first.send(head.as_bytes()).await;
+    let mut begun = [0];
+    first.stream.peek(&mut begun).await.unwrap();
+    let range = format!("bytes={}-", half + 1);
+    let headers = [("range", range.as_str())];
+    let (second, ()) = tokio::join!(scene.request("GET", &path, &headers), async {
+        // Were it over sooner than the second asks, that would be told of it all the same.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        gate.send_replace(true);
+    });
+    assert!(first.reply(false).await.is_none(), "its answer had begun, and ends early");
+    assert_eq!((second.status, second.header("content-range")), (404, None));
 }
 
 #[tokio::test]

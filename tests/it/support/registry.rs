@@ -113,6 +113,8 @@ pub enum Fault {
     NoLength,
     /// The whole blob in spite of Range.
     IgnoreRange,
+    /// As the other, but after so many bytes of the body nothing, until somebody sends `true` (or is gone).
+    Gate { after: usize, open: tokio::sync::watch::Receiver<bool>, then: Box<Fault> },
 }
 
 impl Fault {
@@ -625,6 +627,10 @@ async fn write_reply(io: &mut Io, seen: &Seen, mut reply: Reply, fault: Option<F
     let mut length = true;
     let mut send = usize::MAX;
     let mut after = After::Keep;
+    let (fault, gate) = match fault {
+        Some(Fault::Gate { after, open, then }) => (Some(*then), Some((after, open))),
+        fault => (fault, None),
+    };
     match fault {
         None | Some(Fault::IgnoreRange) => {}
         Some(Fault::Answer { status, headers, body }) => {
@@ -677,10 +683,19 @@ async fn write_reply(io: &mut Io, seen: &Seen, mut reply: Reply, fault: Option<F
             length = false;
             after = After::Close;
         }
+        Some(Fault::Gate { .. }) => panic!("a gate behind a gate"),
     }
     let mut bytes = head(&reply, length.then_some(reply.body.len()), false);
     if seen.method != "HEAD" {
-        bytes.extend_from_slice(&reply.body[..send.min(reply.body.len())]);
+        let body = &reply.body[..send.min(reply.body.len())];
+        let (first, rest) = body.split_at(gate.as_ref().map_or(body.len(), |(after, _)| *after));
+        bytes.extend_from_slice(first);
+        if let Some((_, mut open)) = gate {
+            io.write(&bytes).await?;
+            let _ = open.wait_for(|open| *open).await;
+            bytes.clear();
+        }
+        bytes.extend_from_slice(rest);
     }
     io.write(&bytes).await?;
     match after {
