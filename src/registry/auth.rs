@@ -189,7 +189,10 @@ impl Inner {
         };
         self.check_realm(session, &realm, base)?;
         let fetch = self.fetch_token(session, call, &realm, &key);
-        match self.tokens.try_get_with_by_ref(&key, fetch).await {
+        let waiting = Unlearned(session);
+        let token = self.tokens.try_get_with_by_ref(&key, fetch).await;
+        std::mem::forget(waiting);
+        match token {
             Ok(token) => Ok(token.header),
             Err(source) => Err(RegistryError::Token { realm: realm.to_string(), source }),
         }
@@ -279,6 +282,16 @@ impl Inner {
         let life = answer.expires_in.and_then(|v| v.as_f64()).filter(|life| *life >= 1.0);
         let life = life.map_or(DEFAULT_LIFE, |life| life as u64).min(LONGEST_LIFE);
         Ok(Token { header, keep: Duration::from_secs(life) * 4 / 5 })
+    }
+}
+
+/// A token service that has not answered. Dropped when the call's time is over, it makes the next one ask the registry
+/// itself, which may name a better service by then; after an answer or an error that is `perform`'s to decide.
+struct Unlearned<'a>(&'a Session);
+
+impl Drop for Unlearned<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.known).method = None;
     }
 }
 

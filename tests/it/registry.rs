@@ -523,6 +523,20 @@ async fn access_token_and_a_short_life_are_understood() {
 }
 
 #[tokio::test]
+async fn after_a_token_service_that_hangs_the_registry_is_asked_itself_what_it_wants() {
+    let registry = with_options(Options { auth: tokens(None), ..Options::default() }).await;
+    let (client, at) = (client(), at(&registry));
+    registry.fault(of(Kind::Token), 1, Fault::Hang);
+    let short = Budget::within(Duration::from_millis(200));
+    let hung = client.manifest(&at, &repository(), &tag(), short).await;
+    assert_eq!(class(hung), Class::Net);
+    get(&client, &at).await.unwrap();
+    let sent: Vec<_> =
+        registry.seen_of(Kind::ManifestGet).iter().map(|seen| seen.header("authorization").is_some()).collect();
+    assert_eq!(sent, [false, false, true], "what it wanted before is not taken for granted");
+}
+
+#[tokio::test]
 async fn credentials_go_to_no_other_realm() {
     let honeypot = with_options(Options { auth: tokens(None), ..Options::default() }).await;
     let port = honeypot.address.port();
