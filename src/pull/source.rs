@@ -95,12 +95,24 @@ impl Memory {
         self.from.is_none_or(|from| self.start == from)
     }
 
-    /// Whether dropping the oldest piece takes it from somebody. Whom an earlier one was taken from is lost already, and
-    /// waiting for it would hold up all others for nothing.
-    fn leaves_behind(&self) -> bool {
-        let oldest = self.start..self.start + self.pieces.front().map_or(0, Bytes::len) as u64;
-        let wants = |at: &u64| oldest.contains(at) || *at < oldest.start && self.is_whole();
-        self.positions.values().any(wants)
+    /// Where the first piece begins when so many more bytes are in.
+    fn start_with(&self, more: usize) -> u64 {
+        let (mut held, mut start) = (self.held + more, self.start);
+        for piece in &self.pieces {
+            if held <= WINDOW {
+                break;
+            }
+            held -= piece.len();
+            start += piece.len() as u64;
+        }
+        start
+    }
+
+    /// Whether dropping what lies before `start` takes it from somebody. Whom an earlier piece was taken from is lost
+    /// already, and waiting for it would hold up all others for nothing.
+    fn leaves_behind(&self, start: u64) -> bool {
+        let readable = if self.is_whole() { 0 } else { self.start };
+        self.positions.values().any(|at| (readable..start).contains(at))
     }
 }
 
@@ -152,7 +164,8 @@ impl Source {
     /// Takes the next bytes into memory; waits a moment for readers that would be left behind.
     pub async fn push(&self, data: Bytes) {
         let full = |memory: &Memory| {
-            memory.held + data.len() > WINDOW && (memory.leaves_behind() || memory.is_whole() && self.coming.any())
+            let start = memory.start_with(data.len());
+            start > memory.start && (memory.leaves_behind(start) || memory.is_whole() && self.coming.any())
         };
         let _ = timeout(PATIENCE, async {
             loop {
@@ -284,6 +297,22 @@ mod tests {
         assert!(!pushes(&source), "it wants the second piece");
         source.leave(reader);
         assert!(pushes(&source), "nobody is there");
+    }
+
+    #[tokio::test]
+    async fn a_long_piece_takes_the_place_of_none_that_a_reader_wants() {
+        let (source, _) = source();
+        // Small ones first: a long one would push out several.
+        for _ in 0..PIECE / 1024 {
+            source.push(Bytes::from_static(&[0; 1024])).await;
+        }
+        assert!((0..3).all(|_| pushes(&source)));
+        let reader = source.enter();
+        source.wants(reader, 1024);
+        assert!(!pushes(&source), "it wants the second of them");
+        source.wants(reader, PIECE as u64);
+        assert!(pushes(&source));
+        assert!(source.piece(PIECE as u64, PIECE as u64 + 1).is_ok());
     }
 
     #[tokio::test]
