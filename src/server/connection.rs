@@ -29,12 +29,10 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use super::{
     body::Body,
     listener::{Handler, Peer},
-    reply,
     socket::{Stream, Watched},
     tls::Tls,
     watch::{Activity, Verdict},
 };
-use crate::class::Class;
 
 /// The longest request target taken, in bytes: 414 past it.
 const MAX_TARGET: usize = 8 << 10;
@@ -254,7 +252,7 @@ async fn respond<H: Handler>(shared: &Shared<H>, mut request: Request<Incoming>,
     let mut response = match refuse(&request) {
         None => shared.handler.handle(request, shared.peer).await,
         Some(status) => {
-            let mut response = reply::text(status, status.canonical_reason().unwrap_or_default(), Some(Class::Client));
+            let mut response = H::refuse(status);
             if !http2 {
                 // What follows on the connection is not to be trusted to be a request.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -183,8 +183,9 @@ pub(super) fn respond_from(method: &Method, request: &HeaderMap, source: Source,
         }
     }
     let length = source.len();
-    let selection = match request.get(RANGE) {
-        // RFC 9110, section 14.2: only a GET has ranges.
+    let mut ranges = request.get_all(RANGE).iter();
+    let selection = match ranges.next().filter(|_| ranges.next().is_none()) {
+        // RFC 9110, section 14.2: only a GET has ranges. Two of them are not one of them: the whole.
         Some(value) if method == Method::GET && conditional::range_counts(request, etag) => {
             range::select(value.as_bytes(), length)
         }

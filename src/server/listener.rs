@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -25,12 +25,12 @@ use tokio::{
 
 use super::{
     body::Body,
-    connection,
+    connection, reply,
     tls::Tls,
     watch::{Activity, Verdict, Watchdog},
     workers::Workers,
 };
-use crate::{metrics, shutdown::Shutdown};
+use crate::{class::Class, metrics, shutdown::Shutdown};
 
 /// How many connections wait in the kernel's queue to be accepted.
 const BACKLOG: u32 = 1024;
@@ -60,6 +60,11 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Answers one request. Dropping the future (the client went away) must leave nothing half done.
     fn handle(&self, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Response<Body>> + Send;
+
+    /// The answer to a request that is refused before it is handled: a client's mistake, in the words of this listener.
+    fn refuse(status: StatusCode) -> Response<Body> {
+        reply::text(status, status.canonical_reason().unwrap_or_default(), Some(Class::Client))
+    }
 }
 
 /// What a listener allows.

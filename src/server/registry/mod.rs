@@ -236,6 +236,11 @@ impl Handler for Registry {
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         self.route(request, peer).await.unwrap_or_else(Failure::into_response)
     }
+
+    fn refuse(status: StatusCode) -> Response<Body> {
+        let failure = Failure::bad_request(status.canonical_reason().unwrap_or_default().into());
+        failure.status(status).into_response()
+    }
 }
 
 fn only_reads(parts: &Parts) -> Result<(), Failure> {

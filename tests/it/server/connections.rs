@@ -124,6 +124,24 @@ async fn heads_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_registry_refuses_in_the_words_of_its_api() {
+    let disk = super::Scene::new();
+    let running = Running::start(larder::server::Registry::new(disk.store.clone(), true), Limits::default());
+    for (head, expected) in [
+        (format!("GET /v2/ HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "v".repeat(9000)), 431),
+        (format!("GET /v2/{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(9000)), 414),
+        ("GET /v2/ HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n".into(), 400),
+        ("GET /v2/ HTTP/1.1\r\n\r\n".into(), 400),
+    ] {
+        let mut client = running.connect().await;
+        client.send(head.as_bytes()).await;
+        let reply = client.reply(false).await.expect("an answer");
+        assert_eq!((reply.status, reply.code().as_str()), (expected, "UNSUPPORTED"), "{}", &head[..20]);
+        assert_eq!(reply.header("content-type"), Some("application/json"));
+    }
+}
+
+#[tokio::test]
 async fn clients_that_send_nothing_drip_or_stay_idle_are_closed() {
     let running = start(quick()).await;
     let mut silent = running.connect().await;

@@ -78,6 +78,9 @@ async fn what_is_pushed_comes_back_with_the_contracts_headers() {
     assert_eq!(reply.status, 416);
     let reply = running.get(&format!("/v2/a/b/blobs/{config_digest}"), &[("range", "bytes=1-1")]).await;
     assert_eq!((reply.status, reply.text().as_str()), (206, "}"));
+    let twice = [("range", "bytes=0-0"), ("range", "bytes=1-1")];
+    let reply = running.get(&format!("/v2/a/b/blobs/{config_digest}"), &twice).await;
+    assert_eq!((reply.status, reply.text().as_str()), (200, "{}"), "two ranges are the whole");
 }
 
 #[tokio::test]
