@@ -1,7 +1,9 @@
-//! Lists: tags and referrers, as the upstream gives them, kept for a tag's time.
+//! Lists: tags and referrers, as the upstream gives them, kept for a tag's time, and over a restart for as long as they may
+//! be shown while the upstream fails. A list is good for no longer than its reader's right.
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -9,13 +11,16 @@ use super::{
     Ask, CacheStatus, IMPATIENCE, Inner, Mirror, Miss, PATIENCE,
     clock::{lasts, millis},
     once::Once,
-    reader::Reader,
-    readers::Hash,
+    reader::{GRANTED_FOR, Reader},
+    readers::{Hash, Mark},
     repository::Mirrored,
+    shelf::{Kept, KeptList, Shelf},
 };
 use crate::{
+    blocking,
     class::Class,
     digest::Digest,
+    oci::Tag,
     pull::PullError,
     registry::{Budget, Page, Referrers},
 };
@@ -48,6 +53,35 @@ enum List {
 }
 
 impl List {
+    fn kept(&self, when: u64) -> Option<Kept> {
+        let (next, list) = match self {
+            Self::Tags(page) => {
+                (&page.next, KeptList::Tags(page.tags.iter().map(|tag| tag.as_str().to_owned()).collect()))
+            }
+            Self::Referrers(page) => {
+                let index = std::str::from_utf8(&page.index).ok()?.to_owned();
+                (&page.next, KeptList::Referrers { index, filters: page.filters_applied.clone() })
+            }
+        };
+        Some(Kept { when, next: next.clone(), list })
+    }
+
+    /// The list that was kept, if it is of this kind.
+    fn of(kept: Kept, which: Which<'_>) -> Option<(u64, Self)> {
+        let Kept { when, next, list } = kept;
+        let list = match (list, which) {
+            (KeptList::Tags(tags), Which::Tags) => {
+                let tags: Result<Vec<Tag>, _> = tags.iter().map(|tag| tag.parse()).collect();
+                Self::Tags(Arc::new(Page { tags: tags.ok()?, next }))
+            }
+            (KeptList::Referrers { index, filters }, Which::Referrers(_)) => {
+                Self::Referrers(Arc::new(Referrers { index: index.into(), filters_applied: filters, next }))
+            }
+            _ => return None,
+        };
+        Some((when, list))
+    }
+
     fn bytes(&self) -> usize {
         128 + match self {
             Self::Tags(page) => page.tags.iter().map(|tag| tag.as_str().len() + 32).sum::<usize>(),
@@ -64,19 +98,24 @@ enum Which<'a> {
 }
 
 /// Lists as they were, by reader and query, with the time at which they were so.
-#[derive(Default)]
 pub(super) struct Lists {
-    kept: Mutex<Kept>,
+    kept: Mutex<InMemory>,
+    shelf: Shelf,
     asking: Once<Hash, Result<List, Miss>>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct InMemory {
     lists: HashMap<Hash, (u64, List)>,
     bytes: usize,
 }
 
 impl Lists {
+    /// Those of the data directory `root`.
+    pub(super) fn of(root: &Path) -> Self {
+        Self { kept: Mutex::default(), shelf: Shelf::of(root), asking: Once::default() }
+    }
+
     fn get(&self, key: &Hash) -> Option<(u64, List)> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).lists.get(key).cloned()
     }
@@ -84,7 +123,7 @@ impl Lists {
     fn put(&self, key: Hash, when: u64, list: &List) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.bytes + list.bytes() > MAX_BYTES {
-            *kept = Kept::default();
+            *kept = InMemory::default();
         }
         kept.bytes += list.bytes();
         if let Some((_, old)) = kept.lists.insert(key, (when, list.clone())) {
@@ -92,9 +131,19 @@ impl Lists {
         }
     }
 
-    /// Forgets all lists.
+    fn remove(&self, key: &Hash) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, old)) = kept.lists.remove(key) {
+            kept.bytes -= old.bytes();
+        }
+    }
+
+    /// Forgets all lists; blocks on the disk.
     pub(super) fn clear(&self) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Kept::default();
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = InMemory::default();
+        if let Err(error) = self.shelf.clear() {
+            tracing::warn!(%error, "lists of tags that were to be forgotten may be shown again while their upstream is down");
+        }
     }
 }
 
@@ -125,8 +174,11 @@ impl Mirror {
             Which::Referrers(subject) => subject.to_string(),
         };
         let key = inner.readers.hash(&[b"list", &reader.id, name.as_bytes(), query.as_bytes()]);
-        let ttl = upstream.list_ttl();
-        let kept = inner.lists.get(&key);
+        let ttl = upstream.list_ttl().min(GRANTED_FOR);
+        // What was shown before its reader was refused is not shown again.
+        let refused = inner.readers.get(&reader.refused(&inner.readers));
+        let kept = inner.kept_list(&key, which).await;
+        let kept = kept.filter(|(when, _)| refused.is_none_or(|refused| *when > refused.when));
         if let Some((when, list)) = &kept
             && lasts(*when, ttl, now)
         {
@@ -136,7 +188,10 @@ impl Mirror {
         if let Some(miss) = inner.negatives.get(&what, &reader.id, now) {
             return Err(miss);
         }
-        let stale = kept.filter(|(when, _)| lasts(*when, ttl.saturating_add(upstream.stale_if_error()), now));
+        let stale = kept.filter(|(when, _)| {
+            let mark = Mark { when: *when, until: when.saturating_add(GRANTED_FOR) };
+            lasts(*when, ttl.saturating_add(upstream.stale_if_error()), now) && reader.may_read_offline(mark, now)
+        });
         let overdue = |when: u64| (now.saturating_sub(when.saturating_add(ttl)) / 1000).max(1);
         if let Some((when, list)) = &stale
             && upstream.health.is_failing()
@@ -175,6 +230,18 @@ struct Asking {
 }
 
 impl Inner {
+    /// The list as it was last, from memory or else from the disk.
+    async fn kept_list(self: &Arc<Self>, key: &Hash, which: Which<'_>) -> Option<(u64, List)> {
+        if let Some(kept) = self.lists.get(key) {
+            return Some(kept);
+        }
+        let (inner, key) = (Arc::clone(self), *key);
+        let read = blocking::io(move || inner.lists.shelf.get(&key, &inner.readers)).await?;
+        let (when, list) = List::of(read, which)?;
+        self.lists.put(key, when, &list);
+        Some((when, list))
+    }
+
     async fn ask_list(self: &Arc<Self>, asking: Asking, budget: Budget) -> Result<List, Miss> {
         let Asking { repository, reader, subject, query, what, key } = asking;
         let way = self.way(&repository, &reader).await?;
@@ -188,10 +255,28 @@ impl Inner {
         match list {
             Ok(list) => {
                 repository.upstream.health.worked();
-                self.lists.put(key, self.clock.now(), &list);
+                let now = self.clock.now();
+                self.lists.put(key, now, &list);
+                if let Some(kept) = list.kept(now) {
+                    let inner = Arc::clone(self);
+                    let put = blocking::io(move || inner.lists.shelf.put(&key, &kept, &inner.readers)).await;
+                    if let Err(error) = put {
+                        tracing::debug!(%error, "a list is not kept over a restart");
+                    }
+                }
                 Ok(list)
             }
-            Err(error) => Err(self.refused(&repository, &reader, what, false, &error).await),
+            Err(error) => {
+                let miss = self.refused(&repository, &reader, what, false, &error).await;
+                if !miss.is_failure() {
+                    self.lists.remove(&key);
+                    let inner = Arc::clone(self);
+                    if let Err(error) = blocking::io(move || inner.lists.shelf.remove(&key)).await {
+                        tracing::warn!(%error, "a list that is gone may be shown again while its upstream is down");
+                    }
+                }
+                Err(miss)
+            }
         }
     }
 }
@@ -214,7 +299,8 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_bounded() {
-        let lists = Lists::default();
+        let root = tempfile::tempdir().unwrap();
+        let lists = Lists::of(root.path());
         for n in 0..=255u8 {
             lists.put([n; 16], n.into(), &list(100 << 10));
             lists.put([n; 16], n.into(), &list(90 << 10));

@@ -34,6 +34,7 @@ mod outcome;
 mod reader;
 mod readers;
 mod repository;
+mod shelf;
 mod upstream;
 
 use std::{io, sync::Arc, time::Duration};
@@ -149,6 +150,7 @@ impl Mirror {
     pub fn new(puller: Puller, upstreams: Vec<UpstreamConfig>, clock: Clock) -> Result<Self, MirrorError> {
         let store = puller.store().clone();
         let key = puller.grants().derived_key("larder mirror readers");
+        let lists = lists::Lists::of(store.root());
         let readers = Readers::open(store.root(), key).map_err(MirrorError::Readers)?;
         let mut sites: Vec<Site> = Vec::new();
         for config in upstreams {
@@ -170,7 +172,7 @@ impl Mirror {
             fetches: Once::default(),
             settles: Once::default(),
             lengths: Once::default(),
-            lists: lists::Lists::default(),
+            lists,
             greetings: Once::default(),
         })))
     }

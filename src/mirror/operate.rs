@@ -152,7 +152,8 @@ impl Mirror {
         };
         let mut there = inner.negatives.forget(&inner.what_manifest(&repository, &selector));
         there |= inner.negatives.forget(&what);
-        inner.lists.clear();
+        let clearing = Arc::clone(inner);
+        blocking::io(move || clearing.lists.clear()).await;
         if let Selector::Tag(tag) = &selector {
             there |= inner.forget_tag(&repository, tag).await;
         }

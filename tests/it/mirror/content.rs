@@ -139,7 +139,18 @@ async fn the_head_of_a_blob_that_is_not_held_fetches_nothing() {
 #[tokio::test]
 async fn a_manifest_of_any_kind_is_passed_on_as_it_is() {
     let scene = Scene::new().await;
+    // More children than are parsed: then each is asked for by itself.
+    let child = push(&scene.upstream, "a", "child", b"layer");
+    let children: Vec<String> = (0..10_000)
+        .map(|n| {
+            let digest =
+                if n == 9_999 { child.digest } else { larder::digest::Digest::sha256(format!("{n}").as_bytes()) };
+            format!(r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{digest}","size":7}}"#)
+        })
+        .collect();
+    let many = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, children.join(","));
     for (tag, kind, body) in [
+        ("many", "application/vnd.oci.image.index.v1+json", many.as_bytes()),
         ("one", "application/vnd.docker.distribution.manifest.v1+prettyjws", &br#"{"schemaVersion":1}"#[..]),
         ("two", "application/vnd.example.whatever+json", br#"{ "x" : 1 }"#),
         ("three", "application/vnd.oci.image.index.v1+json", br#"{"schemaVersion":2,"manifests":[]}"#),
@@ -150,6 +161,9 @@ async fn a_manifest_of_any_kind_is_passed_on_as_it_is() {
             assert_eq!((reply.status, reply.header("content-type")), (200, Some(kind)), "{tag}");
             assert_eq!((reply.body.as_slice(), reply.header("etag")), (body, Some(&*format!("\"{digest}\""))), "{tag}");
         }
+    }
+    for path in [format!("manifests/{}", child.digest), format!("blobs/{}", child.layer)] {
+        assert_eq!(scene.get(&format!("a/{path}")).await.status, 200, "{path}");
     }
 }
 
