@@ -5,6 +5,7 @@
 //! file, that before the default. The environment is read by the command line only; nothing below this module does.
 
 mod check;
+mod files;
 mod settings;
 mod values;
 mod yaml;
@@ -12,6 +13,7 @@ mod yaml;
 use std::path::{Path, PathBuf};
 
 pub use check::{ConfigError, ConfigErrors, check};
+pub use files::check_files;
 pub use settings::{
     AccessRule, RegistrySettings, Settings, StoreSettings, TagRule, TlsSettings, UpstreamMode, UpstreamSettings,
 };

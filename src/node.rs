@@ -170,7 +170,8 @@ impl Node {
         let client = Client::new(client_config(&config, surroundings.proxies))?;
         let puller = Puller::new(store.clone(), client)?;
         let (mirror, mirrors) = mirrors::set_up(&config, &puller).await?.unzip();
-        let mirrors = mirrors.unwrap_or_default();
+        let mirrors = mirrors.unwrap_or_default().into_iter().map(|listener| listener.like(&workers, tls.as_ref()));
+        let mirrors: Vec<MirrorListener> = mirrors.collect();
         let backend: Arc<dyn Backend> = match &config.objects {
             Some(directory) => Arc::new(Directory::open(directory, &config.data).await?),
             None => Arc::new(Nothing),

@@ -37,6 +37,15 @@ impl Server {
         asked.with_context(|| format!("{} did not answer within {} s", self.server, patience.as_secs()))?
     }
 
+    /// How many bytes the daemon has received from an upstream since it began.
+    pub async fn upstream_bytes(&self, registry: &str, patience: Duration) -> anyhow::Result<u64> {
+        let (status, text) = fetch(&format!("{}/metrics", self.server.trim_end_matches('/')), patience).await?;
+        let sample = format!("larder_upstream_bytes_total{{upstream=\"{registry}\"}} ");
+        let text = std::str::from_utf8(&text).ok().filter(|_| status == StatusCode::OK).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix(&*sample));
+        Ok(line.and_then(|number| number.parse().ok()).unwrap_or_default())
+    }
+
     async fn send(&self, method: Method, path: &str) -> anyhow::Result<(StatusCode, Value)> {
         let token = match &self.admin_token_file {
             Some(file) => {

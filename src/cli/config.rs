@@ -1,10 +1,12 @@
 //! `larder config schema|check`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
+use serde_json::json;
 
-use crate::config;
+use super::output::{self, Format};
+use crate::config::{self, ConfigError, ConfigErrors};
 
 /// The configuration file of `larder serve`
 #[derive(Debug, clap::Subcommand)]
@@ -12,11 +14,16 @@ pub enum Command {
     /// Print its JSON schema
     #[command(after_help = "Example:\n  larder config schema > larder.schema.json")]
     Schema,
-    /// Check a file: what is wrong in it, and where
-    #[command(after_help = "Example:\n  larder config check /etc/larder/larder.yaml")]
+    /// Check a file, and the files that it names: what is wrong, and where
+    #[command(
+        after_help = "Exit 1 if `larder serve` would not start with it.\n\nExamples:\n  larder config check /etc/larder/larder.yaml\n  larder config check larder.yaml -o json"
+    )]
     Check {
         /// The file
         file: PathBuf,
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Format,
     },
 }
 
@@ -24,17 +31,33 @@ pub enum Command {
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Schema => {
-            super::output::print_document(&config::schema(), super::output::Format::Json)?;
+            output::print_document(&config::schema(), Format::Json)?;
         }
-        Command::Check { file } => {
+        Command::Check { file, output } => {
             let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            let config = config::check(&text).map_err(|errors| errors.of(&file))?;
-            let unsupported = config.unsupported();
-            if !unsupported.is_empty() {
-                bail!("{}: valid, but this version does not do: {}", file.display(), unsupported.join(", "));
+            let result = check(&file, &text);
+            if output != Format::Table {
+                let wrong = result.as_ref().err().map_or(&[][..], |errors| &errors.errors);
+                let wrong: Vec<_> = wrong.iter().map(|e| json!({ "line": e.line, "message": e.message })).collect();
+                output::print_document(&json!({ "file": file, "valid": result.is_ok(), "errors": wrong }), output)?;
             }
-            super::output::print(&format!("{} is a valid configuration\n", file.display()))?;
+            result?;
+            if output == Format::Table {
+                output::print(&format!("{} is a valid configuration\n", file.display()))?;
+            }
         }
     }
     Ok(())
+}
+
+/// What keeps `larder serve` from starting with this file: its text, the files that it names, what is of a later version.
+fn check(file: &Path, text: &str) -> Result<(), ConfigErrors> {
+    let config = config::check(text).map_err(|errors| errors.of(file))?;
+    config::check_files(&config).map_err(|errors| errors.of(file))?;
+    let unsupported = config.unsupported();
+    if unsupported.is_empty() {
+        return Ok(());
+    }
+    let message = format!("valid, but this version does not do: {}", unsupported.join(", "));
+    Err(ConfigErrors { file: Some(file.display().to_string()), errors: vec![ConfigError { line: None, message }] })
 }

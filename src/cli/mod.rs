@@ -84,6 +84,10 @@ pub fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
 }
 
+/// What Go's clients take and rustls does not (RFC 5280, section 4.2.1.9).
+const OWN_AUTHORITY: &str = "the server shows an authority's certificate as its own: let that authority sign one for the \
+                             server, or make a self-signed one with -addext basicConstraints=critical,CA:FALSE";
+
 /// An error for a person: with its causes, and what to do where that is known.
 pub fn explain(error: &anyhow::Error) -> String {
     let mut text = class::chain(error.as_ref());
@@ -92,6 +96,8 @@ pub fn explain(error: &anyhow::Error) -> String {
         "give --creds or --creds-stdin, or log in with your container tool"
     } else if text.contains("InvalidContentType") {
         "if the registry speaks plain http, give --plain-http"
+    } else if text.contains("CaUsedAsEndEntity") {
+        OWN_AUTHORITY
     } else if text.contains("UnknownIssuer") {
         "give the registry's CA with --ca FILE"
     } else {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fmt, path::Path};
 
-use super::{Config, Settings, Surroundings, UpstreamSettings};
+use super::{Address, ByteSize, Config, Settings, Surroundings, UpstreamSettings};
 use crate::{class::Class, mirror::UpstreamConfig, oci, server::registry::access::Subject};
 
 /// One thing that is wrong.
@@ -107,6 +107,10 @@ pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
             wrong(format!("upstream: {error}"));
         }
     }
+    addresses(settings, &mut wrong);
+    if [settings.store_max_bytes, settings.store.max_bytes].contains(&Some(ByteSize(0))) {
+        wrong("store: maxBytes: with 0 nothing is kept; leave it out for as much as the disk takes".into());
+    }
     let registry = &settings.registry;
     if registry.htpasswd.is_none() && registry.token.is_none() {
         for rule in &registry.access {
@@ -120,6 +124,25 @@ pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(ConfigErrors { file: None, errors }) }
+}
+
+/// Two listeners cannot have one address: the second would fail to start.
+fn addresses(settings: &Settings, wrong: &mut impl FnMut(String)) {
+    let or_port = |address: &Option<Address>, port| address.clone().unwrap_or_else(|| Address::new("127.0.0.1", port));
+    let mut all = vec![
+        ("registryListen".to_owned(), or_port(&settings.registry_listen, 5000)),
+        ("artifactListen".to_owned(), or_port(&settings.artifact_listen, 9790)),
+        ("adminListen".to_owned(), or_port(&settings.admin_listen, 9440)),
+    ];
+    let own =
+        settings.upstreams.iter().filter_map(|u| Some((format!("upstreams: {}: listen", u.host), u.listen.clone()?)));
+    all.extend(own);
+    all.extend(settings.mirror_listen.iter().map(|l| (format!("mirrorListen for {}", l.host), l.address.clone())));
+    for (n, (name, address)) in all.iter().enumerate() {
+        if let Some((other, _)) = all[..n].iter().find(|(_, before)| before.takes(address)) {
+            wrong(format!("{name}: {address} is the address of {other} already; give each listener its own"));
+        }
+    }
 }
 
 /// Whether the mirror would take an upstream, as far as that can be told without reading the files that it names.

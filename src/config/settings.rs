@@ -227,6 +227,11 @@ pub struct UpstreamSettings {
     /// A Docker configuration file with the credential of mode shared.
     #[serde(default)]
     pub credentials: Option<PathBuf>,
+    /// Which repositories are mirrored, `*` for any part of a name, slashes included; all if there is none. In mode
+    /// shared these are what every workload may read.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub repositories: Vec<Pattern>,
     /// A file with further certificate authorities, PEM.
     #[serde(default)]
     pub ca: Option<PathBuf>,
@@ -255,6 +260,7 @@ impl UpstreamSettings {
             url: Some(url),
             mode: UpstreamMode::Public,
             credentials: None,
+            repositories: Vec::new(),
             ca: None,
             tag_ttl: None,
             negative_ttl: None,

@@ -140,6 +140,18 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
             "f: upstreams: index.docker.io is another name for docker.io, which is there already",
         ),
         (
+            "upstreams: [{host: a.b, listen: '127.0.0.1:5000'}]\n",
+            "f: upstreams: a.b: listen: 127.0.0.1:5000 is the address of registryListen already; give each listener its own",
+        ),
+        (
+            "upstreams: [{host: a.b}]\nmirrorListen: [':9440=a.b']\n",
+            "f: mirrorListen for a.b: [::]:9440 is the address of adminListen already; give each listener its own",
+        ),
+        (
+            "store: {maxBytes: 0}\n",
+            "f: store: maxBytes: with 0 nothing is kept; leave it out for as much as the disk takes",
+        ),
+        (
             "upstream: [a.b=https://c/d]\n",
             "f: upstream: upstream a.b: its url is not http://HOST[:PORT] or https://HOST[:PORT]",
         ),
@@ -166,6 +178,60 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
         assert_eq!((errors.errors.len(), errors.errors[0].line), (1, Some(line)), "{text:?}: {errors}");
         assert!(errors.to_string().contains(part), "{text:?}: {errors}");
     }
+}
+
+#[test]
+fn every_file_that_is_named_is_opened_and_each_that_is_of_no_use_is_told() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name).display().to_string();
+    let write = |name: &str, text: &str| std::fs::write(root.path().join(name), text).unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["a".to_owned()]).unwrap();
+    write("cert", &made.cert.pem());
+    write("key", &made.signing_key.serialize_pem());
+    write("docker", "{}");
+    write("token", "secret\n");
+    write("users", "u:$2y$05$abcdefghijklmnopqrstuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuu\n");
+    write("bad", "u:hunter2\n");
+    let yaml = |cert: &str, users: &str, docker: &str, token: &str| {
+        format!(
+            "data: {}\nadminTokenFile: {}\nregistry: {{tls: {{cert: {}, key: {}, clientCA: {}}}, htpasswd: {}, token: {}}}\n\
+             upstreams: [{{host: a.b, mode: shared, credentials: {}, ca: {}}}]\n",
+            at("data"),
+            at(token),
+            at(cert),
+            at("key"),
+            at(cert),
+            at(users),
+            at(token),
+            at(docker),
+            at(cert)
+        )
+    };
+    check_files(&check(&yaml("cert", "users", "docker", "token")).unwrap()).unwrap();
+    for (yaml, expected) in [
+        (
+            yaml("none", "none", "none", "none"),
+            &[
+                "registry.htpasswd",
+                "registry.token",
+                "registry.tls.cert",
+                "registry.tls.clientCA",
+                "a.b: ca",
+                "a.b: credentials",
+                "adminTokenFile",
+            ][..],
+        ),
+        (yaml("bad", "bad", "bad", "token"), &["line 1", "registry.tls: ", "a.b: ca: ", "a.b: credentials: "]),
+    ] {
+        let errors = check_files(&check(&yaml).unwrap()).unwrap_err();
+        assert_eq!(errors.errors.len(), expected.len(), "{errors}");
+        for (error, part) in errors.errors.iter().zip(expected) {
+            assert!(error.message.contains(part) && error.message.contains(&at("")), "{part}: {}", error.message);
+            assert!(!error.message.contains("hunter2"), "{}", error.message);
+        }
+    }
+    let errors = check_files(&check("store: {headroomBytes: 8000000TB}").unwrap()).unwrap_err();
+    assert!(errors.to_string().starts_with("store: headroomBytes: "), "{errors}");
 }
 
 #[test]

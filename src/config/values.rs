@@ -64,6 +64,12 @@ impl Address {
     pub fn new(host: &str, port: u16) -> Self {
         Self { host: host.into(), port }
     }
+
+    /// Whether a listener here leaves none for one there. Port 0 is another one each time.
+    pub(super) fn takes(&self, other: &Self) -> bool {
+        let all = |address: &Self| matches!(address.host.as_str(), "" | "0.0.0.0" | "::");
+        self.port != 0 && self.port == other.port && (self.host == other.host || all(self) || all(other))
+    }
 }
 
 impl FromStr for Address {

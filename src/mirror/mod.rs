@@ -47,7 +47,7 @@ pub use self::{
     operate::{OperateError, Platforms, Prefetched},
     outcome::{CacheStatus, Miss},
     reader::Caller,
-    upstream::{Mode, Upstream, UpstreamConfig, UpstreamError},
+    upstream::{CredentialsError, Mode, Upstream, UpstreamConfig, UpstreamError, check_credentials},
 };
 use self::{
     manifests::Fetched,
@@ -218,6 +218,12 @@ impl Inner {
         if upstream.mode() == Mode::PassThrough && !ask.caller.private {
             return Err(Miss::NotFound {
                 reason: "pass-through answers on loopback and over TLS only".into(),
+                class: Class::Policy,
+            });
+        }
+        if !upstream.mirrors(&ask.repository) {
+            return Err(Miss::NotFound {
+                reason: "this repository is not among those of the upstream that are mirrored".into(),
                 class: Class::Policy,
             });
         }

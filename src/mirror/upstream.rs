@@ -56,6 +56,8 @@ pub struct UpstreamConfig {
     pub stale_if_error: Duration,
     /// Tags whose digest is good for another time; the first pattern that matches counts.
     pub tags: Vec<(Regex, Duration)>,
+    /// Which repositories are mirrored, one pattern for the whole name; all where there is none.
+    pub repositories: Vec<Regex>,
 }
 
 impl UpstreamConfig {
@@ -71,6 +73,7 @@ impl UpstreamConfig {
             negative_ttl: Duration::from_secs(30),
             stale_if_error: Duration::from_secs(24 * 3600),
             tags: Vec::new(),
+            repositories: Vec::new(),
         }
     }
 }
@@ -203,6 +206,12 @@ impl Upstream {
         format!("library/{name}").parse().unwrap_or(name)
     }
 
+    /// Whether the repository is one of those that are mirrored.
+    pub(super) fn mirrors(&self, name: &Repository) -> bool {
+        let patterns = &self.config.repositories;
+        patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(name.as_str()))
+    }
+
     /// For how many milliseconds a tag's digest is good.
     pub(super) fn tag_ttl(&self, tag: &Tag) -> u64 {
         let rule = self.config.tags.iter().find(|(pattern, _)| pattern.is_match(tag.as_str()));
@@ -249,18 +258,22 @@ fn parse_url(url: &str) -> Option<(bool, Registry)> {
 
 /// Why the operator's credential is not to be had.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CredentialsError {
+pub enum CredentialsError {
     /// The file cannot be read.
     #[error("cannot read the credentials of mode shared from {path}")]
     Read {
+        /// Which.
         path: PathBuf,
+        /// Why.
         #[source]
         source: std::io::Error,
     },
     /// Its content.
     #[error("the credentials of mode shared in {path}")]
     Parse {
+        /// Where.
         path: PathBuf,
+        /// What is wrong.
         #[source]
         source: DockerConfigError,
     },
@@ -288,6 +301,14 @@ impl SharedCredentials {
         *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some(read.clone());
         Ok(read.1)
     }
+}
+
+/// Whether a file can be the credentials of mode shared. Blocks on the disk.
+///
+/// # Errors
+/// It cannot be read, or is no Docker configuration.
+pub fn check_credentials(path: &Path) -> Result<(), CredentialsError> {
+    read_credentials(path, None).map(drop)
 }
 
 fn read_credentials(

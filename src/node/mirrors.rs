@@ -9,7 +9,7 @@ use crate::{
     mirror::{Clock, Mirror, MirrorError, Upstream, UpstreamConfig},
     oci,
     pull::Puller,
-    server::Bound,
+    server::{Bound, Tls, Workers, registry::access::Pattern},
 };
 
 /// Why the upstreams cannot be mirrored as configured.
@@ -35,8 +35,8 @@ pub enum MirrorSetupError {
         #[source]
         source: std::io::Error,
     },
-    /// A pattern of tags that is no regular expression.
-    #[error("upstream {host}: the pattern {pattern:?} of its tags")]
+    /// A pattern that is no regular expression.
+    #[error("upstream {host}: the pattern {pattern:?} of its tags or repositories")]
     Pattern {
         /// Whose.
         host: HostPort,
@@ -61,6 +61,16 @@ pub(super) struct MirrorListener {
 }
 
 impl MirrorListener {
+    /// On these threads, and with the registry listener's certificate.
+    pub fn like(self, workers: &Arc<Workers>, tls: Option<&Tls>) -> Self {
+        let bound = self.bound.with_workers(Arc::clone(workers));
+        let bound = match tls {
+            Some(tls) => bound.with_tls(tls.clone()),
+            None => bound,
+        };
+        Self { bound, ..self }
+    }
+
     /// The upstream's name, and the address.
     pub fn shown(&self) -> (String, SocketAddr) {
         (self.upstream.name().to_string(), self.bound.address())
@@ -108,6 +118,13 @@ fn upstream_config(config: &Config, settings: &UpstreamSettings) -> Result<Upstr
         let wrong = |source| MirrorSetupError::Pattern { host: host(), pattern: rule.pattern.clone(), source };
         tags.push((pattern.map_err(wrong)?, rule.ttl.get()));
     }
+    // A pattern's characters mean themselves, `*` aside.
+    let whole = |pattern: &Pattern| format!("^{}$", regex::escape(&pattern.to_string()).replace(r"\*", ".*"));
+    let mut repositories = Vec::new();
+    for pattern in &settings.repositories {
+        let wrong = |source| MirrorSetupError::Pattern { host: host(), pattern: pattern.to_string(), source };
+        repositories.push(regex::Regex::new(&whole(pattern)).map_err(wrong)?);
+    }
     let defaults = UpstreamConfig::new(registry, settings.url.clone());
     Ok(UpstreamConfig {
         mode: settings.mode.into(),
@@ -117,6 +134,7 @@ fn upstream_config(config: &Config, settings: &UpstreamSettings) -> Result<Upstr
         negative_ttl: settings.negative_ttl.as_ref().unwrap_or(&config.negative_ttl).get(),
         stale_if_error: settings.stale_if_error.as_ref().map_or(defaults.stale_if_error, |limit| limit.get()),
         tags,
+        repositories,
         ..defaults
     })
 }

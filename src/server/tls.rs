@@ -166,11 +166,8 @@ fn configure(files: &Files) -> Result<ServerConfig, TlsError> {
     let builder = match &files.client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for authority in certificates(path)? {
-                roots.add(authority).map_err(|e| unusable(path, e.to_string()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            let roots = Arc::new(authorities(path)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
             builder.with_client_cert_verifier(verifier.map_err(|e| unusable(path, e.to_string()))?)
         }
     };
@@ -178,6 +175,20 @@ fn configure(files: &Files) -> Result<ServerConfig, TlsError> {
     config.ticketer = aws_lc_rs::Ticketer::new().map_err(|e| unusable(&files.key, e.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// The authorities in a file, PEM; at least one. Blocks on the disk.
+///
+/// # Errors
+/// It cannot be read, or holds something else.
+pub fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        let unusable =
+            |error: rustls::Error| TlsError::Unusable { path: path.display().to_string(), reason: error.to_string() };
+        roots.add(authority).map_err(unusable)?;
+    }
+    Ok(roots)
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

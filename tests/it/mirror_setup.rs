@@ -156,6 +156,9 @@ fn print_gives_what_other_clients_need() {
     let listen = ["--mirror-listen", "127.0.0.1:5001=docker.io"];
     let done = mirror(root.path(), &[&["print", "podman"], &hub[..]].concat());
     assert!(text(&done).contains("location = \"127.0.0.1:5000/docker.io\"\ninsecure = true\n"), "{}", text(&done));
+    let json = run_json(root.path(), [&["mirror", "print", "podman", "-o", "json"], &hub[..]].concat());
+    let mirrors = serde_json::json!([{"location": "127.0.0.1:5000/docker.io", "insecure": true}]);
+    assert_eq!((&json["registry"][0]["prefix"], &json["registry"][0]["mirror"]), (&"docker.io".into(), &mirrors));
     let daemon = run_json(root.path(), [&["mirror", "print", "docker"], &hub[..], &listen].concat());
     assert_eq!(daemon, serde_json::json!({"registry-mirrors": ["http://127.0.0.1:5001"]}));
     let done = mirror(root.path(), &[&["print", "docker"], &hub[..]].concat());

@@ -69,6 +69,9 @@ struct Finding {
     what: String,
     result: Verdict,
     detail: String,
+    /// It is about a pull that came this far, not about whether clients find the way.
+    #[serde(skip)]
+    pull: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -92,7 +95,11 @@ impl Verdict {
 
 impl Finding {
     fn new(what: impl Into<String>, result: Verdict, detail: impl Into<String>) -> Self {
-        Self { what: what.into(), result, detail: detail.into() }
+        Self { what: what.into(), result, detail: detail.into(), pull: false }
+    }
+
+    fn of_a_pull(self) -> Self {
+        Self { pull: true, ..self }
     }
 
     /// Good with what came of it, or bad with why.
@@ -127,7 +134,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if let Some((reference, upstream)) = &image {
         spinner.set_message("pulling from the mirror");
         let what = format!("a pull of {reference} from the mirror");
-        findings.push(Finding::from(what, pull(&local, reference, upstream).await));
+        findings.push(Finding::from(what, pull(&local, reference, upstream).await).of_a_pull());
     }
     if arguments.containerd_socket.exists() {
         findings.extend(configuration(&arguments).await);
@@ -150,6 +157,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     match bad.first() {
         None => Ok(()),
+        Some(first) if first.pull => bail!("a pull through the mirror fails: {}: {}", first.what, first.detail),
         Some(first) => bail!("the mirror is not being called: {}: {}", first.what, first.detail),
     }
 }
@@ -343,7 +351,7 @@ async fn containerd_pull(arguments: &Arguments, config: &Config, reference: &Ref
         (Err(Failed::Absent), _) => {
             Finding::new(what, Verdict::Skipped, "not tried: neither crictl nor ctr is installed")
         }
-        (Err(Failed::Said(why)), _) => Finding::new(what, Verdict::Bad, why),
+        (Err(Failed::Said(why)), _) => Finding::new(what, Verdict::Bad, why).of_a_pull(),
         (Ok(_), None) => {
             Finding::new(what, Verdict::Skipped, "succeeded; the admin listener cannot be asked whether by the mirror")
         }

@@ -1,9 +1,10 @@
 //! `larder mirror forget|prefetch|pin`: asks the daemon.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use anyhow::bail;
 use http::{Method, StatusCode};
+use indicatif::ProgressBar;
 use serde_json::Value;
 
 use super::super::{
@@ -15,6 +16,10 @@ use crate::oci::Reference;
 
 /// A large image from far away.
 const PATIENCE: Duration = Duration::from_secs(3_600);
+/// For the metrics of a daemon.
+const METRICS: Duration = Duration::from_secs(5);
+/// How often somebody who waits is told how far it is.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// `forget`
 #[derive(Debug, clap::Args)]
@@ -95,12 +100,29 @@ impl Image {
         let reference = reference.to_string();
         let spinner = output::spinner(format!("{doing} {reference}"));
         let path = format!("/v1/{what}?ref={}{more}", reference.replace('%', "%25").replace('+', "%2B"));
-        let answer = self.server.ask(method, &path, PATIENCE).await;
+        let (registry, shown) = (reference.split('/').next().unwrap_or_default(), format!("{doing} {reference}"));
+        let answer = tokio::select! {
+            answer = self.server.ask(method, &path, PATIENCE) => answer,
+            never = self.show_bytes(&spinner, registry, &shown) => match never {},
+        };
         spinner.finish_and_clear();
         match answer? {
             (StatusCode::OK, value) => Ok((reference, value)),
             (status, value) => bail!("{reference}: the daemon answered {status}: {}", message(&value)),
         }
+    }
+
+    /// While somebody looks: how much has come from the upstream since, whoever asked for it.
+    async fn show_bytes(&self, spinner: &ProgressBar, registry: &str, doing: &str) -> Infallible {
+        let mut begin = None;
+        while !spinner.is_hidden() {
+            if let Ok(now) = self.server.upstream_bytes(registry, METRICS).await {
+                let came = now - *begin.get_or_insert(now);
+                spinner.set_message(format!("{doing}: {} came from {registry}", output::bytes(came)));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        std::future::pending().await
     }
 
     fn print(&self, value: &Value, text: &str) -> anyhow::Result<()> {

@@ -2,10 +2,11 @@
 //! more than mirrors, so none is written here.
 
 use anyhow::bail;
+use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    super::output,
+    super::output::{self, Format},
     Mirror,
     hosts::{self, reach},
 };
@@ -19,6 +20,9 @@ pub struct Arguments {
     client: Client,
     #[command(flatten)]
     mirror: Mirror,
+    /// How to print; as a table: in the form of the client's own file
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -33,30 +37,45 @@ enum Client {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.mirror.read()?;
     match arguments.client {
-        Client::Podman => print!("{}", podman(&config)?),
-        Client::Docker => output::print_document(&docker(&config)?, output::Format::Json)?,
+        Client::Podman => match arguments.output {
+            Format::Table => output::print(&podman(&config)?),
+            format => output::print_document(&json!({ "registry": registries(&config)? }), format),
+        },
+        // It is JSON as it is.
+        Client::Docker => match arguments.output {
+            Format::Table => output::print_document(&docker(&config)?, Format::Json),
+            format => output::print_document(&docker(&config)?, format),
+        },
     }
-    Ok(())
 }
 
-/// `registries.conf` (containers-registries.conf(5)). These clients rewrite the name's prefix instead of sending `ns=`, and
-/// learn from `/v2/` of a mirror's host alone whether to send a credential: an upstream in pass-through needs a listener of
-/// its own.
-fn podman(config: &Config) -> anyhow::Result<String> {
+/// One of `[[registry]]` (containers-registries.conf(5)).
+#[derive(Debug, Serialize)]
+struct Registry {
+    prefix: String,
+    location: String,
+    insecure: bool,
+    mirror: Vec<Place>,
+    /// What the user has to know of it.
+    #[serde(skip)]
+    hint: Option<String>,
+}
+
+/// One of `[[registry.mirror]]`.
+#[derive(Debug, Serialize)]
+struct Place {
+    location: String,
+    insecure: bool,
+}
+
+/// These clients rewrite the name's prefix instead of sending `ns=`, and learn from `/v2/` of a mirror's host alone whether
+/// to send a credential: an upstream in pass-through needs a listener of its own.
+fn registries(config: &Config) -> anyhow::Result<Vec<Registry>> {
     let authority = reach(&config.registry_listen, "registryListen")?;
     let plain = config.registry.tls.is_none();
-    let mut out = String::from(
-        "# From `larder mirror print podman`. Put it into /etc/containers/registries.conf.d/larder.conf.\n\
-         # A mirror that does not answer is passed over: the pull goes on to the registry itself.\n",
-    );
-    if !plain {
-        out.push_str(&format!(
-            "# The listener speaks TLS: put its authority into /etc/containers/certs.d/{authority}/ca.crt.\n"
-        ));
-    }
+    let mut all = Vec::new();
     for upstream in &config.upstreams {
         let host = upstream.host.to_string();
-        let prefix = host.replace(':', "_");
         // The location names where the registry itself is, where that is not what its name says.
         let server = hosts::server(upstream);
         let (insecure, place) = match server.strip_prefix("http://") {
@@ -64,25 +83,51 @@ fn podman(config: &Config) -> anyhow::Result<String> {
             None => (false, server.trim_start_matches("https://")),
         };
         let place = if host == "docker.io" && upstream.url.is_none() { "docker.io" } else { place };
-        out.push_str(&format!("\n[[registry]]\nprefix = \"{host}\"\nlocation = \"{place}\"\n"));
-        if insecure {
-            out.push_str("insecure = true\n");
-        }
-        let own = listeners(config).find(|(_, of)| **of == upstream.host).map(|(address, _)| address);
         let passes = upstream.mode == UpstreamMode::PassThrough;
-        let mirror = match own {
-            Some(address) if passes => reach(address, &format!("the listener for {host}"))?,
-            _ => format!("{authority}/{prefix}"),
+        let own = listeners(config).find(|(_, of)| passes && **of == upstream.host);
+        let location = match own {
+            Some((address, _)) => reach(address, &format!("the listener for {host}"))?,
+            None => format!("{authority}/{}", host.replace(':', "_")),
         };
-        if passes && own.is_none() && config.upstreams.len() > 1 {
-            out.push_str(&format!(
-                "# {host} is in mode passThrough: podman and skopeo send it credentials only through a listener of its own\n\
-                 # (`listen` in the configuration).\n"
-            ));
-        }
-        out.push_str(&format!("\n[[registry.mirror]]\nlocation = \"{mirror}\"\n"));
-        if plain {
-            out.push_str("insecure = true\n");
+        let blind = passes && own.is_none() && config.upstreams.len() > 1;
+        all.push(Registry {
+            hint: blind.then(|| {
+                format!(
+                    "# {host} is in mode passThrough: podman and skopeo send it credentials only through a listener of its \
+                     own\n# (`listen` in the configuration).\n"
+                )
+            }),
+            location: place.to_owned(),
+            prefix: host,
+            insecure,
+            mirror: vec![Place { location, insecure: plain }],
+        });
+    }
+    Ok(all)
+}
+
+/// The same as `registries.conf`.
+fn podman(config: &Config) -> anyhow::Result<String> {
+    let mut out = String::from(
+        "# From `larder mirror print podman`. Put it into /etc/containers/registries.conf.d/larder.conf.\n\
+         # A mirror that does not answer is passed over: the pull goes on to the registry itself.\n",
+    );
+    if config.registry.tls.is_some() {
+        let authority = reach(&config.registry_listen, "registryListen")?;
+        out.push_str(&format!(
+            "# The listener speaks TLS: put its authority into /etc/containers/certs.d/{authority}/ca.crt.\n"
+        ));
+    }
+    let place = |table: &str, location: &str, insecure: bool| {
+        let insecure = if insecure { "insecure = true\n" } else { "" };
+        format!("{table}location = \"{location}\"\n{insecure}")
+    };
+    for registry in registries(config)? {
+        let table = format!("\n[[registry]]\nprefix = \"{}\"\n", registry.prefix);
+        out.push_str(&place(&table, &registry.location, registry.insecure));
+        out.push_str(registry.hint.as_deref().unwrap_or_default());
+        for mirror in &registry.mirror {
+            out.push_str(&place("\n[[registry.mirror]]\n", &mirror.location, mirror.insecure));
         }
     }
     Ok(out)

@@ -256,6 +256,19 @@ async fn in_shared_mode_the_operators_credential_reads_for_everybody() {
 }
 
 #[tokio::test]
+async fn what_is_not_among_the_repositories_that_are_mirrored_is_404_and_nobody_is_asked() {
+    let upstream = crate::support::registry::ScriptedRegistry::start().await;
+    let scene = Scene::of(upstream, |config| config.repositories = vec!["^team/.*$".parse().unwrap()]).await;
+    let image = push(&scene.upstream, "team/app", "v1", b"layer");
+    push(&scene.upstream, "other", "v1", b"layer");
+    for path in ["manifests/v1".to_string(), format!("blobs/{}", image.layer), "tags/list".into()] {
+        assert_eq!(scene.get(&format!("team/app/{path}")).await.status, 200);
+        assert_eq!(scene.get(&format!("other/{path}")).await.status, 404);
+    }
+    assert!(scene.upstream.seen().iter().all(|seen| seen.path.starts_with("/v2/team/app/")));
+}
+
+#[tokio::test]
 async fn a_blob_asked_for_by_itself_is_hidden_with_its_repository_also_while_the_upstream_is_down() {
     let scene = Scene::new().await;
     let image = push(&scene.upstream, "a", "v1", b"layer");

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::push;
 use crate::support::{
-    http,
+    certificates, http,
     larder::{Larder, command, finish},
     registry::{Kind, ScriptedRegistry},
 };
@@ -97,6 +97,70 @@ async fn a_file_says_all_of_it_and_what_is_wrong_with_it_is_told() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_listener_of_one_upstream_has_the_registry_listeners_certificate() {
+    let root = tempfile::tempdir().unwrap();
+    let upstream = ScriptedRegistry::start().await;
+    let image = push(&upstream, "team/app", "v1", b"layer");
+    push(&upstream, "other", "v1", b"layer");
+    let (at, url) = (root.path().to_path_buf(), upstream.origin().to_string());
+    blocking(move || {
+        let ca = certificates::Ca::new();
+        let identity = ca.issue(&["127.0.0.1"]);
+        let place = |name: &str| at.join(name).display().to_string();
+        for (name, text) in [("ca", ca.pem()), ("cert", &identity.certificate), ("key", &identity.key)] {
+            std::fs::write(at.join(name), text).unwrap();
+        }
+        let config = json!({
+            "registry": { "tls": { "cert": place("cert"), "key": place("key") } },
+            "upstreams": [{ "host": "up.example", "url": url, "listen": "127.0.0.1:0", "repositories": ["team/*"] }],
+        });
+        std::fs::write(at.join("larder.yaml"), config.to_string()).unwrap();
+        let larder = Larder::start(&at, &["--config", &place("larder.yaml")]);
+        let host = larder.mirrors["up.example"].rsplit('/').next().unwrap().to_owned();
+        let ca = place("ca");
+        let pull = |repository: &str, more: &[&str]| {
+            let reference = format!("oci://{host}/{repository}:v1");
+            finish({
+                let mut list = command(&at);
+                list.args(["list", reference.trim_end_matches(":v1")]).args(more);
+                list
+            })
+        };
+        let listed = pull("team/app", &["--ca", &ca, "-o", "json"]);
+        let text = String::from_utf8_lossy(&[listed.stdout, listed.stderr].concat()).into_owned();
+        assert!(text.contains(&image.digest.to_string()), "{text}");
+        assert!(!pull("other", &["--ca", &ca]).status.success(), "it is not mirrored");
+        let plain = pull("team/app", &["--plain-http"]);
+        assert!(!plain.status.success(), "{}", String::from_utf8_lossy(&plain.stdout));
+    })
+    .await;
+}
+
+#[test]
+fn config_check_opens_what_a_file_names_and_tells_it_to_programs_too() {
+    let root = tempfile::tempdir().unwrap();
+    let config = root.path().join("larder.yaml");
+    std::fs::write(&config, "registry: {htpasswd: /nowhere/users}\n").unwrap();
+    let check = |more: &[&str]| {
+        let mut check = command(root.path());
+        check.args(["config", "check"]).arg(&config).args(more);
+        finish(check)
+    };
+    let plain = check(&[]);
+    assert_eq!(plain.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&plain.stderr);
+    assert!(text.contains("registry.htpasswd from /nowhere/users"), "{text}");
+    let output = check(&["-o", "json"]);
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &found["valid"]), (Some(1), &false.into()));
+    assert!(found["errors"][0]["message"].as_str().unwrap().contains("/nowhere/users"), "{found}");
+    std::fs::write(&config, "concurrency: 2\n").unwrap();
+    let output = check(&["-o", "json"]);
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &found["valid"], &found["errors"]), (Some(0), &true.into(), &json!([])));
 }
 
 #[test]
