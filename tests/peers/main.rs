@@ -7,6 +7,7 @@
 mod support;
 
 mod cluster;
+mod crds;
 mod credentials;
 mod docker_registry;
 mod documents;

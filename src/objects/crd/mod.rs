@@ -257,7 +257,9 @@ impl Definition {
     }
 
     fn schema(&self) -> Value {
-        let mut status = (self.status)();
+        let (mut spec, mut status) = ((self.spec)(), (self.status)());
+        spec["description"] = "What is wanted.".into();
+        status["description"] = "What was seen and done last.".into();
         if self.counts_generations {
             status["default"] = json!({"observedGeneration": -1});
         }
@@ -268,7 +270,7 @@ impl Definition {
                 "apiVersion": {"type": "string", "description": "Group and version of the object."},
                 "kind": {"type": "string", "description": "Kind of the object."},
                 "metadata": {"type": "object"},
-                "spec": (self.spec)(),
+                "spec": spec,
                 "status": status,
             },
         }))
