@@ -3,5 +3,6 @@
 pub mod env;
 
 mod consumers;
+mod crds;
 mod itself;
 mod scripted;
