@@ -109,7 +109,7 @@ const WRITABLE: Mode = Mode::RUSR.union(Mode::WUSR);
 impl Layout {
     /// Opens `root`, making it (0700) where `create` says so.
     pub fn open(root: &Path, create: bool) -> Result<Self, StoreError> {
-        use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+        use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
         if create {
             std::fs::DirBuilder::new()
                 .recursive(true)
@@ -124,8 +124,9 @@ impl Layout {
             && let Ok(meta) = std::fs::metadata(&root)
             && meta.permissions().mode() & 0o077 != 0
             && let Err(error) = rustix::fs::fchmod(&dir, PRIVATE)
+            // Somebody else's that is shared with this process's group alone is so on purpose.
+            && (meta.gid() != rustix::process::getegid().as_raw() || meta.permissions().mode() & 0o007 != 0)
         {
-            // A volume of somebody else's may be shared with a group on purpose.
             tracing::warn!(path = %root.display(), %error, "the data directory is open to others");
         }
         let proc = Path::new("/proc/self/fd").is_dir();

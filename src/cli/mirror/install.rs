@@ -28,6 +28,10 @@ pub struct Install {
     dir: PathBuf,
     #[command(flatten)]
     certificates: Certificates,
+    /// For a mirror that does not run as root, but in this group: it may take the files away again, and write to its data
+    /// folder, which is made
+    #[arg(long, value_name = "GID")]
+    group: Option<u32>,
     /// Replace files of another's making too; they are put aside as hosts.toml.before-larder
     #[arg(long)]
     force: bool,
@@ -126,6 +130,13 @@ pub fn install(arguments: &Install) -> anyhow::Result<()> {
     let mut done = Vec::new();
     for (folder, text) in &wanted {
         done.push(put(folder, text, arguments.force)?);
+        if let Some(group) = arguments.group {
+            share(folder, group, 0o2775)?;
+        }
+    }
+    if let Some(group) = arguments.group {
+        fs::create_dir_all(&config.data).with_context(|| format!("cannot make {}", config.data.display()))?;
+        share(&config.data, group, 0o2770)?;
     }
     for folder in folders(&arguments.dir)? {
         if !wanted.iter().any(|(wanted, _)| *wanted == folder) {
@@ -212,6 +223,22 @@ fn put(folder: &Path, text: &str, force: bool) -> anyhow::Result<Done> {
     done(outcome)
 }
 
+/// Lets a group write to a folder. Its owner needs no privilege for this where the group is one of its own.
+fn share(folder: &Path, group: u32, mode: u32) -> anyhow::Result<()> {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+    let give = || -> io::Result<()> {
+        let there = fs::metadata(folder)?;
+        if there.gid() != group {
+            chown(folder, None, Some(group))?;
+        }
+        if there.gid() != group || there.mode() & mode & 0o777 != mode & 0o777 {
+            fs::set_permissions(folder, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(())
+    };
+    give().with_context(|| format!("cannot give {} to group {group}", folder.display()))
+}
+
 /// The file, whole or not at all.
 fn write(folder: &Path, text: &str) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
@@ -269,6 +296,20 @@ mod tests {
         assert_eq!(remove(&folder, false).unwrap().unwrap().outcome, Outcome::Removed);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         assert_eq!(remove(&folder, false).unwrap(), None);
+    }
+
+    #[test]
+    fn a_group_may_write_to_what_is_shared_with_it_and_what_it_may_already_is_left_as_it_is() {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        let dir = tempfile::tempdir().unwrap();
+        let own = fs::metadata(dir.path()).unwrap().gid();
+        for (before, after) in [(0o755, 0o2775), (0o700, 0o2775), (0o777, 0o777), (0o775, 0o775)] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(before)).unwrap();
+            share(dir.path(), own, 0o2775).unwrap();
+            assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o7777, after, "{before:o}");
+        }
+        let absent = share(&dir.path().join("absent"), own, 0o2775).unwrap_err();
+        assert!(absent.to_string().ends_with(&format!("absent to group {own}")), "{absent}");
     }
 
     #[test]
