@@ -23,8 +23,8 @@ pub enum CacheStatus {
     Collapsed,
     /// The upstream was asked, and nothing was kept of its answer.
     Miss,
-    /// Past its time; the upstream was asked and failed with this status, or with 503 for one that gave no answer.
-    Stale(u16),
+    /// Past its time; the upstream was asked and failed: with this status, if it answered at all.
+    Stale(Option<u16>),
 }
 
 impl fmt::Display for CacheStatus {
@@ -35,7 +35,8 @@ impl fmt::Display for CacheStatus {
             Self::Stored => f.write_str("larder; fwd=miss; stored"),
             Self::Collapsed => f.write_str("larder; fwd=miss; collapsed"),
             Self::Miss => f.write_str("larder; fwd=miss"),
-            Self::Stale(status) => write!(f, "larder; fwd=stale; fwd-status={status}"),
+            Self::Stale(Some(status)) => write!(f, "larder; fwd=stale; fwd-status={status}"),
+            Self::Stale(None) => f.write_str("larder; fwd=stale"),
         }
     }
 }
@@ -110,8 +111,8 @@ impl Miss {
     /// How a stale answer in its place is marked.
     pub(super) fn as_stale(&self) -> CacheStatus {
         match self {
-            Self::Unavailable { status: Some(status), .. } => CacheStatus::Stale(*status),
-            _ => CacheStatus::Stale(503),
+            Self::Unavailable { status, .. } => CacheStatus::Stale(*status),
+            _ => CacheStatus::Stale(None),
         }
     }
 }
@@ -209,8 +210,8 @@ mod tests {
             (CacheStatus::Stored, "larder; fwd=miss; stored"),
             (CacheStatus::Collapsed, "larder; fwd=miss; collapsed"),
             (CacheStatus::Miss, "larder; fwd=miss"),
-            (CacheStatus::Stale(503), "larder; fwd=stale; fwd-status=503"),
-            (CacheStatus::Stale(429), "larder; fwd=stale; fwd-status=429"),
+            (CacheStatus::Stale(Some(503)), "larder; fwd=stale; fwd-status=503"),
+            (CacheStatus::Stale(None), "larder; fwd=stale"),
         ] {
             assert_eq!(status.to_string(), text);
         }
@@ -238,11 +239,11 @@ mod tests {
         }
         let limited = RegistryError::RateLimited { host: "r.example".into(), after: Duration::from_secs(7) };
         let miss = Miss::from(&PullError::Registry(limited));
-        assert_eq!(miss.as_stale(), CacheStatus::Stale(429));
+        assert_eq!(miss.as_stale(), CacheStatus::Stale(Some(429)));
         assert!(matches!(miss, Miss::Unavailable { class: Class::Rate, retry_after: Some(_), .. }));
         let timeout = RegistryError::Timeout { what: "r.example".into(), waiting: "for an answer" };
         let miss = Miss::from(&PullError::Registry(timeout));
-        assert_eq!((miss.is_failure(), miss.as_stale()), (true, CacheStatus::Stale(503)));
+        assert_eq!((miss.is_failure(), miss.as_stale()), (true, CacheStatus::Stale(None)));
         assert!(Miss::from(&PullError::Registry(status(401))).is_denial());
         assert!(!Miss::from(&PullError::Registry(status(404))).is_denial());
     }

@@ -2,6 +2,7 @@
 
 mod api_server;
 mod crds;
+mod deploy;
 mod fill;
 mod fuzz_corpus;
 mod hardening;

@@ -7,7 +7,6 @@
 mod support;
 
 mod cluster;
-mod crds;
 mod credentials;
 mod docker_registry;
 mod documents;

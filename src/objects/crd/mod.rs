@@ -257,9 +257,7 @@ impl Definition {
     }
 
     fn schema(&self) -> Value {
-        let (mut spec, mut status) = ((self.spec)(), (self.status)());
-        spec["description"] = "What is wanted.".into();
-        status["description"] = "What was seen and done last.".into();
+        let mut status = (self.status)();
         if self.counts_generations {
             status["default"] = json!({"observedGeneration": -1});
         }
@@ -270,7 +268,7 @@ impl Definition {
                 "apiVersion": {"type": "string", "description": "Group and version of the object."},
                 "kind": {"type": "string", "description": "Kind of the object."},
                 "metadata": {"type": "object"},
-                "spec": spec,
+                "spec": (self.spec)(),
                 "status": status,
             },
         }))

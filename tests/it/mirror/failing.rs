@@ -22,10 +22,10 @@ async fn a_tag_past_its_time_is_served_stale_whatever_the_upstream_answers() {
         let reply = scene.get("a/manifests/v1").await;
         assert_eq!((reply.status, &reply.body), (200, &image.manifest), "{fault:?}");
         let said = match fault {
-            Fault::Answer { status, .. } => status,
-            _ => 503,
+            Fault::Answer { status, .. } => format!("; fwd-status={status}"),
+            _ => String::new(),
         };
-        assert_eq!(cache_status(&reply), format!("larder; fwd=stale; fwd-status={said}"), "{fault:?}");
+        assert_eq!(cache_status(&reply), format!("larder; fwd=stale{said}"), "{fault:?}");
         // From here on it is known to be down, and nobody waits for it.
         let reply = scene.get("a/manifests/v1").await;
         assert_eq!((reply.status, cache_status(&reply)), (200, "larder; hit; ttl=-300"), "{fault:?}");
@@ -64,12 +64,9 @@ async fn lists_outlive_a_restart_with_the_upstream_down_and_not_what_it_took_bac
     scene.pass(60);
     assert_eq!(scene.get("b/tags/list").await.status, 404);
     let scene = scene.restarted_without_upstream(|_| {}).await;
-    for (later, status, cached) in [
-        (0, 200, "larder; fwd=stale; fwd-status=503"),
-        (1, 200, "larder; hit; ttl=-1"),
-        (24 * 3600 - 2, 200, ""),
-        (2, 503, ""),
-    ] {
+    for (later, status, cached) in
+        [(0, 200, "larder; fwd=stale"), (1, 200, "larder; hit; ttl=-1"), (24 * 3600 - 2, 200, ""), (2, 503, "")]
+    {
         scene.pass(later);
         let (tags, of) = (scene.get("a/tags/list").await, scene.get(&referrers).await);
         assert_eq!((tags.status, of.status), (status, status), "{later}");
@@ -140,7 +137,7 @@ async fn with_the_upstream_gone_before_the_start_everything_held_is_served() {
         assert_eq!(scene.get(&format!("a/b/{path}")).await.status, 200);
     }
     let mut scene = scene.restarted_without_upstream(|_| {}).await;
-    for (later, status) in [(0, "larder; hit"), (400, "larder; fwd=stale; fwd-status=503")] {
+    for (later, status) in [(0, "larder; hit"), (400, "larder; fwd=stale")] {
         scene.pass(later);
         let reply = scene.get("a/b/manifests/v1").await;
         assert_eq!((reply.status, cache_status(&reply), &reply.body), (200, status, &image.manifest));

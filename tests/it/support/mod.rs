@@ -8,7 +8,6 @@ pub mod api_server;
 pub mod certificates;
 pub mod corpus;
 pub mod fixtures;
-pub mod flux_crds;
 pub mod http;
 pub mod larder;
 pub mod packed;

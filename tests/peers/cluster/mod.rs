@@ -3,6 +3,6 @@
 pub mod env;
 
 mod consumers;
-mod crds;
+mod deploy;
 mod itself;
 mod scripted;
