@@ -196,6 +196,8 @@ impl Node {
                 search: surroundings.search,
                 launcher: Launcher::own(surroundings.program),
             },
+            applier: None,
+            cross_namespace_references: true,
         };
         let (reconciler, changes) =
             Reconciler::load(backend, puller.clone(), published.clone(), reconciling, shutdown.clone()).await;

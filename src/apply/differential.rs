@@ -17,6 +17,7 @@ use super::{
     object::Id,
     overlay,
     render::{self, RenderError, Rendered, Request},
+    substitute::Variables,
     tree, yaml,
 };
 use crate::objects::KustomizationSpec;
@@ -91,12 +92,23 @@ fn with_request<T>(
     program: Option<PathBuf>,
     f: impl FnOnce(&Request<'_>) -> T,
 ) -> T {
+    with_variables(root, spec, program, None, f)
+}
+
+fn with_variables<T>(
+    root: &Path,
+    spec: &KustomizationSpec,
+    program: Option<PathBuf>,
+    variables: Option<&Variables>,
+    f: impl FnOnce(&Request<'_>) -> T,
+) -> T {
     let scratch = tempfile::tempdir().unwrap();
     let request = Request {
         name: "apps",
         namespace: "flux-system",
         spec,
         root: root.to_path_buf(),
+        variables,
         scratch: scratch.path().to_path_buf(),
         program,
         search: None,
@@ -516,7 +528,6 @@ fn refusals_have_the_reason_and_words_of_the_contract() {
         (json!({"path": "plain", "validation": "server"}), "ValidationFailed", true, "dry-run in a cluster"),
         (json!({"path": "plain", "validation": "strict"}), "ValidationFailed", true, "not one of none, client, server"),
         (json!({"path": "plain", "decryption": {"provider": "sops"}}), "BuildFailed", true, "spec.decryption"),
-        (json!({"path": "plain", "postBuild": {"substitute": {"a": "b"}}}), "BuildFailed", true, "spec.postBuild"),
         (json!({"path": "plain", "components": ["https://x"]}), "BuildFailed", true, "must be local and relative"),
         (json!({"path": "sops"}), "BuildFailed", false, "Secret/b/a is SOPS encrypted"),
         (json!({"path": "remote"}), "BuildFailed", false, "refers to \"https://example.org/a\", and remote bases"),
@@ -560,6 +571,42 @@ fn objects_that_opt_out_are_left_out_of_the_file_only() {
         json!({"name": "c", "annotations": {"x": "y"}, "labels": {"kustomize.toolkit.fluxcd.io/ssa": "Merge",
             "kustomize.toolkit.fluxcd.io/name": "mine", "kustomize.toolkit.fluxcd.io/namespace": "flux-system"}})
     );
+}
+
+#[test]
+fn variables_are_replaced_in_the_text_so_that_values_take_their_type() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: '${ns:=apps}'}\ndata:\n  n: ${n}\n  \
+                quoted: '${q}${n}${q}'\n  text: \"${host}:80\"\n  map: ${map}\n  script: |\n    echo $${HOME} ${host}\n---\n\
+                apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: b\n  labels: {kustomize.toolkit.fluxcd.io/substitute: disabled}\n\
+                data: {kept: '${n}'}\n";
+    let root = files(&[("a.yaml", text)]);
+    let mut variables = Variables::default();
+    for (name, value) in [("n", "3"), ("q", "\""), ("host", "a\nb"), ("map", "{x: [1, y]}")] {
+        variables.set(name, value);
+    }
+    let spec = spec(json!({}));
+    let objects = |variables: &Variables| with_variables(root.path(), &spec, None, Some(variables), render::objects);
+    let found = objects(&variables).unwrap();
+    assert_eq!(found[1].1["metadata"]["namespace"], "apps");
+    assert_eq!(
+        found[1].1["data"],
+        json!({"n": 3, "quoted": "3", "text": "ab:80", "map": {"x": [1, "y"]}, "script": "echo ${HOME} ab\n"})
+    );
+    assert_eq!(found[0].1["data"]["kept"], "${n}");
+
+    for (name, value, words) in [
+        ("a-b", "x", "variable name \"a-b\" is invalid"),
+        ("n", "hidden: [", "post build failed for ConfigMap/${ns:=apps}/a: with its variables replaced"),
+    ] {
+        let mut variables = variables.clone();
+        variables.set(name, value);
+        let error = objects(&variables).unwrap_err();
+        let text = crate::class::chain(&error);
+        assert!(text.contains(words) && !text.contains("hidden"), "{text}");
+        assert_eq!((error.reason(), error.is_stalled()), ("BuildFailed", false));
+    }
+    let error = objects(&Variables::default()).unwrap_err();
+    assert!(crate::class::chain(&error).contains("variable not set: \"map\""), "{error}");
 }
 
 #[test]

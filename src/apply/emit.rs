@@ -15,22 +15,39 @@ pub fn documents<'a>(values: impl IntoIterator<Item = &'a Value>) -> String {
         if !out.is_empty() {
             out.push_str("---\n");
         }
-        document(value, &mut out);
+        document(value, Style::Plain, &mut out);
     }
     out
 }
 
-fn document(value: &Value, out: &mut String) {
+/// One document whose variables are to be replaced in the text: what holds a dollar is quoted only where go-yaml would
+/// quote it, and as it would, so that a value takes the type that it has with kustomize (`replicas: ${n}` is a number).
+pub fn template(value: &Value) -> String {
+    let mut out = String::new();
+    document(value, Style::Template, &mut out);
+    out
+}
+
+/// How text with a dollar is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Style {
+    /// As any other.
+    Plain,
+    /// As go-yaml writes it.
+    Template,
+}
+
+fn document(value: &Value, style: Style, out: &mut String) {
     match value {
         Value::Object(map) if !map.is_empty() => {
             let first = ["apiVersion", "kind", "metadata"];
             let named = first.iter().filter_map(|name| map.get_key_value(*name));
             let others = map.iter().filter(|(name, _)| !first.contains(&name.as_str()));
-            entries(named.chain(others), 0, false, out);
+            entries(named.chain(others), 0, false, style, out);
         }
-        Value::Array(items) if !items.is_empty() => sequence(items, 0, false, out),
+        Value::Array(items) if !items.is_empty() => sequence(items, 0, false, style, out),
         other => {
-            scalar(other, 2, out);
+            scalar(other, 2, style, out);
             out.push('\n');
         }
     }
@@ -41,7 +58,13 @@ fn pad(indent: usize, out: &mut String) {
 }
 
 /// `inline`: the first line's indentation is there already, after a `- `.
-fn entries<'a>(map: impl Iterator<Item = (&'a String, &'a Value)>, indent: usize, inline: bool, out: &mut String) {
+fn entries<'a>(
+    map: impl Iterator<Item = (&'a String, &'a Value)>,
+    indent: usize,
+    inline: bool,
+    style: Style,
+    out: &mut String,
+) {
     for (nth, (key, value)) in map.enumerate() {
         if nth > 0 || !inline {
             pad(indent, out);
@@ -49,6 +72,8 @@ fn entries<'a>(map: impl Iterator<Item = (&'a String, &'a Value)>, indent: usize
         let start = out.len();
         if plain_is_safe(key) {
             out.push_str(key)
+        } else if style == Style::Template && key.contains('$') {
+            as_go_yaml(key, indent + 2, out)
         } else {
             quoted(key, out)
         }
@@ -62,44 +87,45 @@ fn entries<'a>(map: impl Iterator<Item = (&'a String, &'a Value)>, indent: usize
         match value {
             Value::Object(map) if !map.is_empty() => {
                 out.push('\n');
-                entries(map.iter(), indent + 2, false, out);
+                entries(map.iter(), indent + 2, false, style, out);
             }
             Value::Array(items) if !items.is_empty() => {
                 out.push('\n');
-                sequence(items, indent, false, out);
+                sequence(items, indent, false, style, out);
             }
             other => {
                 out.push(' ');
-                scalar(other, indent + 2, out);
+                scalar(other, indent + 2, style, out);
                 out.push('\n');
             }
         }
     }
 }
 
-fn sequence(items: &[Value], indent: usize, inline: bool, out: &mut String) {
+fn sequence(items: &[Value], indent: usize, inline: bool, style: Style, out: &mut String) {
     for (nth, item) in items.iter().enumerate() {
         if nth > 0 || !inline {
             pad(indent, out);
         }
         out.push_str("- ");
         match item {
-            Value::Object(map) if !map.is_empty() => entries(map.iter(), indent + 2, true, out),
-            Value::Array(items) if !items.is_empty() => sequence(items, indent + 2, true, out),
+            Value::Object(map) if !map.is_empty() => entries(map.iter(), indent + 2, true, style, out),
+            Value::Array(items) if !items.is_empty() => sequence(items, indent + 2, true, style, out),
             other => {
-                scalar(other, indent + 2, out);
+                scalar(other, indent + 2, style, out);
                 out.push('\n');
             }
         }
     }
 }
 
-fn scalar(value: &Value, indent: usize, out: &mut String) {
+fn scalar(value: &Value, indent: usize, style: Style, out: &mut String) {
     match value {
         Value::Null => out.push_str("null"),
         Value::Bool(true) => out.push_str("true"),
         Value::Bool(false) => out.push_str("false"),
         Value::Number(value) => number(value, out),
+        Value::String(text) if style == Style::Template && text.contains('$') => as_go_yaml(text, indent, out),
         Value::String(text) if plain_is_safe(text) => out.push_str(text),
         Value::String(text) if literal_is_safe(text) => literal(text, indent, out),
         Value::String(text) => quoted(text, out),
@@ -137,6 +163,30 @@ fn plain_is_safe(text: &str) -> bool {
         || !["y", "n", "yes", "no", "on", "off", "true", "false", "null"]
             .iter()
             .any(|word| word.eq_ignore_ascii_case(text))
+}
+
+/// Text with a dollar, which nobody takes for anything but text: plain, literal, single-quoted or double-quoted, the first
+/// that can hold it.
+fn as_go_yaml(text: &str, indent: usize, out: &mut String) {
+    let indicator = |c: char| "#,[]{}&*!|>'\"%@`".contains(c);
+    let one_line = text.chars().all(printable);
+    let plain = one_line
+        && !text.starts_with(|c: char| indicator(c) || c == ' ')
+        && !["- ", "? ", ": ", "---", "..."].iter().any(|start| text.starts_with(start))
+        && !text.contains(": ")
+        && !text.contains(" #")
+        && !text.ends_with([':', ' ']);
+    if plain {
+        out.push_str(text);
+    } else if literal_is_safe(text) {
+        literal(text, indent, out);
+    } else if one_line {
+        out.push('\'');
+        out.push_str(&text.replace('\'', "''"));
+        out.push('\'');
+    } else {
+        quoted(text, out);
+    }
 }
 
 /// Whether every YAML reader prints `c` as it is.
@@ -234,6 +284,28 @@ mod tests {
         );
         assert_eq!(read(&text)[0], deployment);
         assert_eq!(documents([]), "");
+    }
+
+    #[test]
+    fn a_template_quotes_text_with_a_dollar_as_go_yaml_does() {
+        for (text, expected) in [
+            ("${n}", "a: ${n}\n"),
+            ("x-${n}:8080/{b}", "a: x-${n}:8080/{b}\n"),
+            ("$x, y", "a: $x, y\n"),
+            ("a: ${n}", "a: 'a: ${n}'\n"),
+            ("it's ${n} #1", "a: 'it''s ${n} #1'\n"),
+            ("{${n}}", "a: '{${n}}'\n"),
+            ("${n}:", "a: '${n}:'\n"),
+            ("${n} ", "a: '${n} '\n"),
+            ("if ${n}\n  x\n", "a: |\n  if ${n}\n    x\n"),
+            ("\t${n}\u{7}", "a: \"\\t${n}\\x07\"\n"),
+            ("1.25", "a: \"1.25\"\n"),
+        ] {
+            let value = json!({"a": text});
+            assert_eq!(template(&value), expected);
+            assert_eq!(read(&template(&value))[0], value, "{text}");
+        }
+        assert_eq!(template(&json!({"${k}": [{"${l}": "${m}"}]})), "${k}:\n- ${l}: ${m}\n");
     }
 
     /// Texts that YAML readers are known to take for something else, and any others.

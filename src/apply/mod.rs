@@ -9,16 +9,22 @@
 //! Everything here is synchronous and keeps no state but the versions of the programs that were asked. Nothing is
 //! written outside the scratch directory, and nothing is left there, except after a crash.
 
+pub mod cluster;
 pub mod confine;
 mod documents;
 mod emit;
-mod object;
-mod order;
+pub mod health;
+pub mod inventory;
+pub mod managers;
+pub mod marks;
+pub mod object;
+pub mod order;
 mod overlay;
 mod program;
 mod reach;
 pub mod render;
 mod scalar;
+pub mod substitute;
 mod transform;
 mod tree;
 mod validate;

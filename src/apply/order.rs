@@ -56,7 +56,8 @@ pub fn key(id: &Id) -> Key<'_> {
     Key(stage(id), place, &id.group, &id.kind, &id.namespace, &id.name)
 }
 
-fn stage(id: &Id) -> u8 {
+/// The stage in which an object is applied: definitions, namespaces and cluster roles, then classes, then the rest.
+pub fn stage(id: &Id) -> u8 {
     let is = |group: &str, kind: &str| id.group == group && id.kind.eq_ignore_ascii_case(kind);
     if is("apiextensions.k8s.io", "CustomResourceDefinition")
         || (is("", "Namespace") && id.version == "v1")

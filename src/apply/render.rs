@@ -1,8 +1,8 @@
 //! From an artifact's contents to the documents that a Kustomization stands for.
 //!
 //! **Promise.** The objects are those that Flux's kustomize-controller would apply for the same spec and the same
-//! files: built as kustomize builds them, labelled with their owner, in apply order. What cannot be done here
-//! (variable substitution, decryption, a server's dry-run) is refused with its name, never left out in silence.
+//! files: built as kustomize builds them, variables replaced, labelled with their owner, in apply order. What cannot be
+//! done here (decryption, without a cluster a server's dry-run) is refused with its name, never left out in silence.
 //! Equal input gives equal bytes, whichever program built it.
 //!
 //! **Two ways.** A plain folder, with at most `targetNamespace`, `commonMetadata` and `images`, is rendered in this
@@ -23,15 +23,16 @@ use std::{ffi::OsString, fs, io, path::PathBuf, time::Duration};
 
 use serde_json::Value;
 
+pub use super::validate::Validation;
 use super::{
     confine::Launcher,
-    documents, emit,
+    documents, emit, marks,
     object::{self, Id},
     order, overlay,
     program::ProgramError,
-    transform, tree,
-    validate::{self, Validation},
-    yaml::YamlError,
+    substitute::{SubstituteError, Variables, substitute},
+    transform, tree, validate,
+    yaml::{self, Budget, YamlError},
 };
 use crate::{
     class::Class,
@@ -48,6 +49,8 @@ pub struct Request<'a> {
     pub spec: &'a KustomizationSpec,
     /// The artifact's contents: a directory of read-only files, without symlinks, that nobody changes meanwhile.
     pub root: PathBuf,
+    /// What `spec.postBuild` replaces; `None` where nothing is replaced.
+    pub variables: Option<&'a Variables>,
     /// A directory of this process for temporary files.
     pub scratch: PathBuf,
     /// `--kustomize-program`, else found on PATH.
@@ -143,6 +146,29 @@ pub enum RenderError {
         /// Which.
         id: Box<Id>,
     },
+    /// A variable's name is none.
+    #[error("variable name {name:?} is invalid: letters, digits and _, not beginning with a digit")]
+    Variable {
+        /// The name.
+        name: String,
+    },
+    /// The variables cannot be replaced.
+    #[error("post build failed for {id}: {source}")]
+    Substitution {
+        /// In which object.
+        id: Box<Id>,
+        /// Why.
+        #[source]
+        source: SubstituteError,
+    },
+    /// What replacing the variables made is not an object any more.
+    #[error("post build failed for {id}: with its variables replaced it is no longer one YAML mapping{why}")]
+    Substituted {
+        /// In which object.
+        id: Box<Id>,
+        /// More, where it is known. Never a value.
+        why: String,
+    },
     /// An object fails the client's checks.
     #[error("{id} is invalid: {why}")]
     Invalid {
@@ -215,6 +241,9 @@ impl RenderError {
             | Self::Manifest { .. }
             | Self::Duplicate { .. }
             | Self::Encrypted { .. }
+            | Self::Variable { .. }
+            | Self::Substitution { .. }
+            | Self::Substituted { .. }
             | Self::Invalid { .. }
             | Self::Kustomization { .. } => Class::Layer,
             Self::Remote { .. } | Self::Outside { .. } => Class::Policy,
@@ -239,8 +268,27 @@ impl RenderError {
     }
 }
 
-/// Renders. Synchronous: run it behind `blocking::io`.
+/// Renders to a text. Synchronous: run it behind `blocking::io`.
+///
+/// # Errors
+/// What is wrong with the spec or the artifact; also `validation: server`, which needs a server.
 pub fn render(request: &Request<'_>) -> Result<Rendered, RenderError> {
+    if Validation::of(request.spec.validation.as_deref())? == Validation::Server {
+        return Err(RenderError::NeedsCluster);
+    }
+    let objects = objects(request)?;
+    Ok(Rendered {
+        yaml: emit::documents(objects.iter().map(|(_, object)| object).filter(|o| !marks::Marks::of(o).skip)),
+        inventory: objects.iter().map(|(id, _)| id.inventory_entry()).collect(),
+    })
+}
+
+/// The objects in apply order, labelled with their owner, those that opt out of being applied included. Synchronous: run it
+/// behind `blocking::io`.
+///
+/// # Errors
+/// What is wrong with the spec or the artifact.
+pub fn objects(request: &Request<'_>) -> Result<Vec<(Id, Value)>, RenderError> {
     let spec = request.spec;
     let validation = Validation::of(spec.validation.as_deref())?;
     refuse_unsupported(spec)?;
@@ -253,16 +301,7 @@ pub fn render(request: &Request<'_>) -> Result<Rendered, RenderError> {
     }
 
     let mut objects = build(request, &folder)?;
-    for object in &objects {
-        let id = Id::of(object);
-        if id.version.is_empty() || id.kind.is_empty() || id.name.is_empty() {
-            return Err(RenderError::Manifest {
-                place: id.to_string(),
-                why: "apiVersion, kind or metadata.name is missing or not text".into(),
-                hint: "add it",
-            });
-        }
-    }
+    refuse_unnamed(&objects)?;
     // Flux applies no kustomization, whatever file it is in.
     objects.retain(|object| {
         let id = Id::of(object);
@@ -271,13 +310,57 @@ pub fn render(request: &Request<'_>) -> Result<Rendered, RenderError> {
     if let Some(object) = objects.iter().find(|object| validate::is_encrypted(object)) {
         return Err(RenderError::Encrypted { id: Box::new(Id::of(object)) });
     }
+    if let Some(variables) = request.variables {
+        replace_variables(&mut objects, variables)?;
+        refuse_unnamed(&objects)?;
+    }
     for object in &mut objects {
         label(object, request);
     }
-    if validation == Validation::Client {
+    if validation != Validation::None {
         validate::check(&objects)?;
     }
-    Ok(finish(objects))
+    let mut named: Vec<(Id, Value)> = objects.into_iter().map(|object| (Id::of(&object), object)).collect();
+    named.sort_by(|a, b| order::key(&a.0).cmp(&order::key(&b.0)));
+    Ok(named)
+}
+
+fn refuse_unnamed(objects: &[Value]) -> Result<(), RenderError> {
+    let unnamed = |id: &Id| id.version.is_empty() || id.kind.is_empty() || id.name.is_empty();
+    match objects.iter().map(Id::of).find(unnamed) {
+        None => Ok(()),
+        Some(id) => Err(RenderError::Manifest {
+            place: id.to_string(),
+            why: "apiVersion, kind or metadata.name is missing or not text".into(),
+            hint: "add it",
+        }),
+    }
+}
+
+/// Replaces the variables in each object's text, as Flux does.
+fn replace_variables(objects: &mut [Value], variables: &Variables) -> Result<(), RenderError> {
+    if let Some(name) = variables.bad_name() {
+        return Err(RenderError::Variable { name: name.chars().take(80).collect() });
+    }
+    let mut budget = Budget::default();
+    for object in objects.iter_mut().filter(|object| !marks::no_substitution(object)) {
+        let id = || Box::new(Id::of(object));
+        let text = emit::template(object);
+        if !text.contains('$') {
+            continue;
+        }
+        let text = substitute(&text, variables).map_err(|source| RenderError::Substitution { id: id(), source })?;
+        // The reason of a syntax error may quote a value.
+        let mut found = yaml::documents(&text, &mut budget).map_err(|error| RenderError::Substituted {
+            id: id(),
+            why: format!(" (line {} of its YAML)", error.line),
+        })?;
+        match (found.pop(), found.is_empty()) {
+            (Some((_, value)), true) if value.is_object() => *object = value,
+            _ => return Err(RenderError::Substituted { id: id(), why: String::new() }),
+        }
+    }
+    Ok(())
 }
 
 /// Which time a build may take: Flux's default is the interval, which says nothing about builds.
@@ -294,13 +377,6 @@ fn refuse_unsupported(spec: &KustomizationSpec) -> Result<(), RenderError> {
         return Err(RenderError::Unsupported {
             field: "decryption",
             why: "nothing is decrypted here; ship the objects decrypted and remove the field",
-        });
-    }
-    if spec.post_build.as_ref().is_some_and(|value| !value.is_null()) {
-        return Err(RenderError::Unsupported {
-            field: "postBuild",
-            why: "variables are not substituted here yet; substitute them before the artifact is pushed, or use \
-                  patches, and remove the field",
         });
     }
     Ok(())
@@ -353,25 +429,5 @@ fn label(object: &mut Value, request: &Request<'_>) {
         for (field, pairs) in [("labels", &common.labels), ("annotations", &common.annotations)] {
             object::set_metadata(object, field, pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         }
-    }
-}
-
-/// Whether the object asks not to be applied.
-fn opts_out(object: &Value) -> bool {
-    [("kustomize.toolkit.fluxcd.io/reconcile", "disabled"), ("kustomize.toolkit.fluxcd.io/ssa", "ignore")].iter().any(
-        |(key, word)| {
-            ["labels", "annotations"].iter().any(|field| {
-                object::annotation(object, field, key).is_some_and(|value| value.eq_ignore_ascii_case(word))
-            })
-        },
-    )
-}
-
-fn finish(objects: Vec<Value>) -> Rendered {
-    let mut named: Vec<(Id, Value)> = objects.into_iter().map(|object| (Id::of(&object), object)).collect();
-    named.sort_by(|a, b| order::key(&a.0).cmp(&order::key(&b.0)));
-    Rendered {
-        yaml: emit::documents(named.iter().map(|(_, object)| object).filter(|object| !opts_out(object))),
-        inventory: named.iter().map(|(id, _)| id.inventory_entry()).collect(),
     }
 }

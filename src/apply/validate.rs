@@ -14,8 +14,13 @@ use super::{
 pub enum Validation {
     /// They parse.
     None,
-    /// Their apiVersion, kind and name are valid and there are no duplicates. Also where the spec says nothing.
+    /// Their apiVersion, kind and name are valid and there are no duplicates.
     Client,
+    /// The same, and the API server would take all of them before the first is applied.
+    Server,
+    /// Where the spec says nothing: as [`Validation::Client`], and on a cluster, as Flux does, every stage has to pass the
+    /// API server before the first object of it is applied.
+    Staged,
 }
 
 impl Validation {
@@ -23,8 +28,9 @@ impl Validation {
     pub fn of(spec: Option<&str>) -> Result<Self, RenderError> {
         match spec {
             Some("none") => Ok(Self::None),
-            None | Some("" | "client") => Ok(Self::Client),
-            Some("server") => Err(RenderError::NeedsCluster),
+            None | Some("") => Ok(Self::Staged),
+            Some("client") => Ok(Self::Client),
+            Some("server") => Ok(Self::Server),
             Some(other) => Err(RenderError::UnknownValidation { value: other.chars().take(40).collect() }),
         }
     }
@@ -162,11 +168,16 @@ mod tests {
 
     #[test]
     fn validation_has_three_words() {
-        assert_eq!(Validation::of(None).unwrap(), Validation::Client);
-        assert_eq!(Validation::of(Some("none")).unwrap(), Validation::None);
-        for word in ["server", "strict"] {
-            let error = Validation::of(Some(word)).unwrap_err();
-            assert!(error.is_stalled() && error.reason() == "ValidationFailed", "{error}");
+        for (word, expected) in [
+            (None, Validation::Staged),
+            (Some(""), Validation::Staged),
+            (Some("none"), Validation::None),
+            (Some("client"), Validation::Client),
+            (Some("server"), Validation::Server),
+        ] {
+            assert_eq!(Validation::of(word).unwrap(), expected);
         }
+        let error = Validation::of(Some("strict")).unwrap_err();
+        assert!(error.is_stalled() && error.reason() == "ValidationFailed", "{error}");
     }
 }

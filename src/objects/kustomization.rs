@@ -139,6 +139,26 @@ pub struct KustomizationSpec {
     pub suspend: bool,
 }
 
+impl KustomizationSpec {
+    /// `spec.postBuild`, if it is there.
+    ///
+    /// # Errors
+    /// What is malformed.
+    pub fn post_build(&self) -> Result<Option<PostBuild>, String> {
+        let Some(value) = self.post_build.as_ref().filter(|v| !v.is_null()) else { return Ok(None) };
+        PostBuild::deserialize(value).map(Some).map_err(|error| format!("spec.postBuild: {error}"))
+    }
+
+    /// `spec.healthChecks`.
+    ///
+    /// # Errors
+    /// What is malformed.
+    pub fn health_checks(&self) -> Result<Vec<HealthCheck>, String> {
+        let read = |value: &Value| HealthCheck::deserialize(value).map_err(|e| format!("spec.healthChecks: {e}"));
+        self.health_checks.iter().map(read).collect()
+    }
+}
+
 /// `{name, namespace}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -200,33 +220,31 @@ struct Patch {
     target: Option<Selector>,
 }
 
-/// The schema of `spec.postBuild`.
-#[derive(JsonSchema)]
-#[schemars(rename_all = "camelCase")]
-#[expect(dead_code, reason = "only its schema is used")]
-struct PostBuild {
+/// `spec.postBuild`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PostBuild {
     /// Variables and their values.
-    substitute: Option<BTreeMap<String, String>>,
+    pub substitute: Option<BTreeMap<String, String>>,
     /// ConfigMaps and Secrets of variables; of a name that comes twice the later value counts.
-    substitute_from: Option<Vec<SubstituteFrom>>,
+    pub substitute_from: Option<Vec<SubstituteFrom>>,
     /// Whether to substitute where no variable is given.
     #[schemars(extend("enum" = ["WithVariables", "Always"]))]
-    substitute_strategy: Option<String>,
+    pub substitute_strategy: Option<String>,
 }
 
-/// The schema of one entry of `spec.postBuild.substituteFrom`.
-#[derive(JsonSchema)]
-#[expect(dead_code, reason = "only its schema is used")]
-struct SubstituteFrom {
+/// One entry of `spec.postBuild.substituteFrom`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub struct SubstituteFrom {
     /// `Secret` or `ConfigMap`.
     #[schemars(extend("enum" = ["Secret", "ConfigMap"]))]
-    kind: String,
+    pub kind: String,
     /// Name.
     #[schemars(extend("minLength" = 1, "maxLength" = 253))]
-    name: String,
+    pub name: String,
     /// It need not exist.
     #[schemars(extend("x-default" = false))]
-    optional: Option<bool>,
+    pub optional: Option<bool>,
 }
 
 /// The schema of one entry of `spec.buildMetadata`.
@@ -252,19 +270,18 @@ struct Decryption {
     service_account_name: Option<String>,
 }
 
-/// The schema of one entry of `spec.healthChecks`.
-#[derive(JsonSchema)]
-#[schemars(rename_all = "camelCase")]
-#[expect(dead_code, reason = "only its schema is used")]
-struct HealthCheck {
+/// One entry of `spec.healthChecks`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheck {
     /// Group and version.
-    api_version: Option<String>,
+    pub api_version: Option<String>,
     /// Kind.
-    kind: String,
+    pub kind: String,
     /// Name.
-    name: String,
+    pub name: String,
     /// Namespace; the object's own if absent.
-    namespace: Option<String>,
+    pub namespace: Option<String>,
 }
 
 /// The schema of one entry of `spec.healthCheckExprs`.

@@ -2,7 +2,11 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use crate::{apply::confine::Launcher, artifact::build::Caps, oci::Registry};
+use crate::{
+    apply::{cluster::Applier, confine::Launcher},
+    artifact::build::Caps,
+    oci::Registry,
+};
 
 /// What the reconciler is told by the installation.
 #[derive(Clone, Debug)]
@@ -23,6 +27,10 @@ pub struct Config {
     pub caps: Caps,
     /// What renders Kustomizations that this process does not render itself.
     pub rendering: Rendering,
+    /// What applies Kustomizations; without it they are rendered to files.
+    pub applier: Option<Applier>,
+    /// Whether a Kustomization may name a source or a dependency of another namespace.
+    pub cross_namespace_references: bool,
 }
 
 /// What renders Kustomizations that this process does not render itself.

@@ -1,16 +1,12 @@
-//! Kustomizations without a cluster: rendered to `<data>/rendered/<namespace>/<name>.yaml`.
+//! Kustomizations: applied to the cluster, or without one rendered to `<data>/rendered/<namespace>/<name>.yaml`.
 //!
-//! Each has one task, woken by its source, its own change, a dependency, a request, or its interval. The file is replaced whole
-//! or not at all; the status is kept after it.
+//! Each has one task, woken by its source, its own change, a dependency, a request, or its interval. A file is replaced whole
+//! or not at all; the status is kept after it. Objects are applied by [`apply::cluster`](crate::apply::cluster).
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+mod build;
+mod cluster;
+
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
@@ -20,21 +16,26 @@ use tokio::{
 
 use super::{Shared, backoff::jittered};
 use crate::{
-    apply::render::{self, RenderError, Rendered},
-    artifact::build::{self, ArtifactError, Caps, Ignoring},
-    blocking,
+    apply::{
+        cluster::{ApplyError, Log},
+        render::RenderError,
+        substitute::Variables,
+    },
+    artifact::build::ArtifactError,
     class::{Class, chain},
-    digest::Digest,
     metrics,
     objects::{
         Artifact, Event, Inventory, Key, Kind, KustomizationSpec, Object, Spec, Status,
         condition::{ConditionStatus, Conditions, kinds},
     },
-    store::Store,
 };
+pub use build::rendered_file;
+pub use cluster::finalize;
 
 /// How soon a missing source or dependency is looked for again (`--requeue-dependency`).
 const REQUEUE_DEPENDENCY: Duration = Duration::from_secs(30);
+/// How soon a pass follows one that was given up.
+const AFTER_CANCEL: Duration = Duration::from_secs(1);
 /// The shortest default timeout, and what the default leaves of the interval.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(30);
 
@@ -54,11 +55,6 @@ impl Task {
     }
 }
 
-/// Where a Kustomization is rendered to.
-pub fn rendered_file(root: &Path, key: &Key) -> PathBuf {
-    root.join("rendered").join(&*key.namespace).join(format!("{}.yaml", key.name))
-}
-
 /// `spec.timeout`: the interval less 30 s if absent, at least 30 s.
 pub fn timeout(spec: &KustomizationSpec) -> Duration {
     match &spec.timeout {
@@ -70,7 +66,9 @@ pub fn timeout(spec: &KustomizationSpec) -> Duration {
 /// Gives a new or changed Kustomization its task, or a pass.
 pub fn admit(shared: &Arc<Shared>, key: &Key) {
     let mut state = shared.lock();
-    let Some(entry) = state.objects.get_mut(key) else { return };
+    // What is being deleted is not brought up any more.
+    let living = |e: &&mut super::Entry| e.object.metadata.deletion_timestamp.is_none();
+    let Some(entry) = state.objects.get_mut(key).filter(living) else { return };
     match &entry.task {
         Some(task) => task.wake(),
         None => {
@@ -125,14 +123,28 @@ async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<O
     }
 }
 
+/// What is to be brought up.
+struct Wanted<'a> {
+    object: &'a Arc<Object>,
+    spec: &'a KustomizationSpec,
+    artifact: &'a Artifact,
+    variables: Option<Variables>,
+}
+
 /// Why there is nothing new to show.
 enum Blocked {
     /// The source has nothing yet, or another Kustomization is not ready: looked at again soon.
     Waiting { reason: &'static str, message: String },
     /// The artifact cannot be unpacked.
     Artifact(ArtifactError),
+    /// The spec asks for what is not done, or not allowed: stalled.
+    Refused { reason: &'static str, message: String },
+    /// What variables come from is missing or cannot be read.
+    Variables { message: String, class: Class },
     /// Rendering failed.
     Render(RenderError),
+    /// The cluster is not as it should be.
+    Apply(ApplyError),
     /// The file could not be written.
     Write(std::io::Error),
     /// It lasted too long.
@@ -140,9 +152,16 @@ enum Blocked {
 }
 
 impl Blocked {
+    fn refused(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::Refused { reason, message: message.into() }
+    }
+
     fn class(&self) -> Class {
         match self {
             Self::Waiting { .. } => Class::NotFound,
+            Self::Refused { .. } => Class::Spec,
+            Self::Variables { class, .. } => *class,
+            Self::Apply(e) => e.class(),
             Self::Artifact(e) => e.class(),
             Self::Render(e) => e.class(),
             Self::Write(_) => Class::Disk,
@@ -159,65 +178,137 @@ async fn pass(shared: &Arc<Shared>, key: &Key) -> Duration {
         return REQUEUE_DEPENDENCY;
     };
     let Spec::Kustomization(spec) = &object.spec else { return REQUEUE_DEPENDENCY };
-    let interval = jittered(spec.interval.get());
+    let interval = match shared.config.applier {
+        Some(_) => cluster::due(spec.interval.get()),
+        None => jittered(spec.interval.get()),
+    };
     if spec.suspend {
         return interval;
     }
     let mut status = before.clone();
-    let result = bring(shared, &object, spec, &mut status).await;
-    let events = judge(&mut status, &before, &object, &result);
+    let mut log = Log::default();
+    let result = bring(shared, &object, spec, &mut status, &mut log).await;
+    let events = judge(&mut status, &before, &object, &result, &log);
     let class = result.as_ref().err().map(Blocked::class);
     shared.conclude(&object, status, events).await;
     metrics::reconciled(key.kind.name(), &key.namespace, &key.name, class, started.elapsed().as_secs_f64());
     match result {
         Ok(_) => interval,
         Err(Blocked::Waiting { .. }) => REQUEUE_DEPENDENCY.min(interval),
+        // Something newer is there already, or somebody else's turn.
+        Err(Blocked::Apply(ApplyError::Canceled)) => AFTER_CANCEL,
         Err(_) => spec.retry_interval.as_ref().map_or(interval, |retry| jittered(retry.get())),
     }
 }
 
-/// Renders what the source has now; the artifact that was rendered.
+/// Brings up what the source has now; the artifact that it was.
 async fn bring(
     shared: &Arc<Shared>,
     object: &Arc<Object>,
     spec: &KustomizationSpec,
     status: &mut Status,
+    log: &mut Log,
 ) -> Result<Artifact, Blocked> {
+    refuse(shared, object, spec)?;
     let artifact = source(shared, object, spec)?;
     dependencies(shared, object, spec, &artifact)?;
     status.last_attempted_revision = Some(artifact.revision.clone());
-    let (of, rendering) = (Arc::clone(object), shared.config.rendering.clone());
-    let (store, digest, caps) = (shared.puller.store().clone(), artifact.digest, shared.config.caps);
-    let (limit, late) = (timeout(spec), Arc::new(AtomicBool::new(false)));
-    let too_late = Arc::clone(&late);
-    let work = blocking::io(move || {
-        let Spec::Kustomization(spec) = &of.spec else { unreachable!("only Kustomizations come here") };
-        // Out of the verified blob: the published tree is for others to read, and nobody hashes it first.
-        let folder = unpack(&store, &digest, caps)?;
-        let rendered = render::render(&render::Request {
-            name: &of.key.name,
-            namespace: &of.key.namespace,
-            spec,
-            root: folder.path().to_path_buf(),
-            scratch: store.root().join("spool"),
-            program: rendering.program,
-            search: rendering.search,
-            launcher: rendering.launcher,
-        })
-        .map_err(Blocked::Render)?;
-        if !too_late.load(Ordering::SeqCst) {
-            write(&rendered_file(store.root(), &of.key), &rendered).map_err(Blocked::Write)?;
+    let variables = variables(shared, object, spec).await?;
+    let wanted = Wanted { object, spec, artifact: &artifact, variables };
+    match &shared.config.applier {
+        Some(applier) => {
+            cluster::bring(shared, applier, &wanted, status, log).await?;
         }
-        Ok(rendered)
-    });
-    let rendered = tokio::time::timeout(limit, work).await.map_err(|_| {
-        late.store(true, Ordering::SeqCst);
-        Blocked::Timeout(limit)
-    })??;
-    status.inventory = Some(Inventory { entries: rendered.inventory });
+        None => {
+            let entries = build::to_file(shared, &wanted).await?;
+            status.inventory = Some(Inventory { entries });
+        }
+    }
     status.last_applied_revision = Some(artifact.revision.clone());
     status.last_applied_origin_revision = artifact.metadata.get("org.opencontainers.image.revision").cloned();
     Ok(artifact)
+}
+
+/// Fields that must not be passed over in silence.
+fn refuse(shared: &Shared, object: &Object, spec: &KustomizationSpec) -> Result<(), Blocked> {
+    let expressions = !spec.health_check_exprs.is_empty() || spec.depends_on.iter().any(|d| d.ready_expr.is_some());
+    if expressions {
+        let message = "spec.healthCheckExprs and spec.dependsOn[].readyExpr: CEL expressions are not evaluated here; \
+                       use spec.wait or spec.healthChecks, and dependsOn without readyExpr";
+        return Err(Blocked::refused("InvalidCELExpression", message));
+    }
+    if spec.kube_config.as_ref().is_some_and(|value| !value.is_null()) {
+        let message = "spec.kubeConfig: objects are applied to the cluster of this Kustomization only; run Larder, or \
+                       Flux's kustomize-controller, in the other cluster";
+        return Err(Blocked::refused("ReconciliationFailed", message));
+    }
+    if object.raw_spec.get("ignore").is_some_and(|rules| rules.as_array().is_none_or(|rules| !rules.is_empty())) {
+        let message = "spec.ignore: every field of an object is applied here; remove the field, or annotate the objects \
+                       with kustomize.toolkit.fluxcd.io/ssa: Merge and leave what others set out of them";
+        return Err(Blocked::refused("ReconciliationFailed", message));
+    }
+    let names = [&spec.source_ref.namespace].into_iter().chain(spec.depends_on.iter().map(|d| &d.namespace));
+    if !shared.config.cross_namespace_references
+        && let Some(other) = names.flatten().find(|name| ***name != *object.key.namespace)
+    {
+        let message = format!(
+            "can't access namespace '{other}' from '{}', cross-namespace references have been blocked",
+            object.key.namespace
+        );
+        return Err(Blocked::refused("AccessDenied", message));
+    }
+    Ok(())
+}
+
+/// What `spec.postBuild` replaces; `None` where nothing is replaced.
+async fn variables(
+    shared: &Arc<Shared>,
+    object: &Object,
+    spec: &KustomizationSpec,
+) -> Result<Option<Variables>, Blocked> {
+    let Some(wanted) = spec.post_build().map_err(|message| Blocked::refused("BuildFailed", message))? else {
+        return Ok(None);
+    };
+    let namespace = &object.key.namespace;
+    let mut variables = Variables::default();
+    for from in wanted.substitute_from.iter().flatten() {
+        let failed = |why: &str, class| {
+            let message = format!("substitute from '{}/{}' error: {why}", from.kind, from.name);
+            Blocked::Variables { message, class }
+        };
+        let away = |error| failed(&chain(&error), Class::Net);
+        let found = match from.kind.as_str() {
+            "ConfigMap" => match shared.backend.config_map(namespace, &from.name).await.map_err(away)? {
+                Some(map) => {
+                    map.data.iter().for_each(|(name, value)| variables.set(name, value));
+                    true
+                }
+                None => false,
+            },
+            "Secret" => match shared.backend.secret(namespace, &from.name).await.map_err(away)? {
+                Some(secret) => {
+                    secret.data.iter().for_each(|(name, value)| variables.set(name, value.expose()));
+                    true
+                }
+                None => false,
+            },
+            _ => return Err(failed("only a ConfigMap or a Secret holds variables", Class::Spec)),
+        };
+        if !found && from.optional != Some(true) {
+            return Err(failed(&format!("not found in namespace '{namespace}'"), Class::NotFound));
+        }
+    }
+    wanted.substitute.iter().flatten().for_each(|(name, value)| variables.set(name, value));
+    let always = wanted.substitute_strategy.as_deref() == Some("Always");
+    Ok((always || !variables.is_empty()).then_some(variables))
+}
+
+/// Says in the status that a pass is under way.
+fn progress(status: &mut Status, generation: i64, message: &str) {
+    let now = jiff::Timestamp::now();
+    status.conditions.set(kinds::RECONCILING, ConditionStatus::True, "Progressing", message, generation, now);
+    let ready = "Reconciliation in progress";
+    status.conditions.set(kinds::READY, ConditionStatus::Unknown, "Progressing", ready, generation, now);
 }
 
 /// The source's artifact.
@@ -276,34 +367,13 @@ fn source_key(object: &Object, spec: &KustomizationSpec) -> Key {
     Key::new(kind, namespace, &spec.source_ref.name)
 }
 
-/// The artifact's contents in a folder of their own, which goes with the value.
-fn unpack(store: &Store, digest: &Digest, caps: Caps) -> Result<tempfile::TempDir, Blocked> {
-    let gone = || Blocked::Waiting { reason: "ArtifactFailed", message: format!("artifact {digest} is not held now") };
-    let blob = store.get(digest).map_err(|e| Blocked::Artifact(e.into()))?.ok_or_else(gone)?;
-    let unpacked = build::unpack(&[blob], false, Ignoring::Nothing, caps, Some(store));
-    let unpacked = unpacked.map_err(|e| Blocked::Artifact(e.of(&[*digest])))?;
-    let folder = tempfile::Builder::new().prefix("render-").tempdir_in(store.root().join("spool"));
-    let folder = folder.map_err(Blocked::Write)?;
-    let opened = cap_std::fs::Dir::open_ambient_dir(folder.path(), cap_std::ambient_authority());
-    unpacked.tree.write_plain(&opened.map_err(Blocked::Write)?).map_err(|e| Blocked::Artifact(e.into()))?;
-    Ok(folder)
-}
-
-/// Replaces the file unless it says the same.
-fn write(path: &Path, rendered: &Rendered) -> std::io::Result<()> {
-    if std::fs::read(path).is_ok_and(|now| now == rendered.yaml.as_bytes()) {
-        return Ok(());
-    }
-    let directory = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(directory)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    std::io::Write::write_all(&mut file, rendered.yaml.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    std::fs::File::open(directory)?.sync_all()
-}
-
-fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<Artifact, Blocked>) -> Vec<Event> {
+fn judge(
+    status: &mut Status,
+    before: &Status,
+    object: &Object,
+    result: &Result<Artifact, Blocked>,
+    log: &Log,
+) -> Vec<Event> {
     let (generation, now) = (object.metadata.generation, Timestamp::now());
     if let Some(token) = object.requested_at() {
         status.last_handled_reconcile_at = Some(token.to_string());
@@ -319,10 +389,15 @@ fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<
             let is_new = before.last_applied_revision != status.last_applied_revision
                 || before.inventory != status.inventory
                 || !before.conditions.is_true(kinds::READY);
+            let is_new = is_new || !log.0.is_empty();
+            let message = with_log(message, log);
             let event = Event { normal: true, reason: "ReconciliationSucceeded".into(), message, class: None };
             return if is_new { vec![event] } else { Vec::new() };
         }
         Err(Blocked::Waiting { reason, message }) => (*reason, message.clone(), false),
+        Err(Blocked::Refused { reason, message }) => (*reason, message.clone(), true),
+        Err(Blocked::Variables { message, .. }) => ("BuildFailed", message.clone(), false),
+        Err(Blocked::Apply(error)) => (error.reason(), with_log(chain(error), log), false),
         Err(Blocked::Artifact(error)) => ("ArtifactFailed", chain(error), false),
         Err(Blocked::Render(error)) => (error.reason(), chain(error), error.is_stalled()),
         Err(Blocked::Write(error)) => {
@@ -350,4 +425,9 @@ fn judge(status: &mut Status, before: &Status, object: &Object, result: &Result<
     let normal = matches!(result, Err(Blocked::Waiting { .. }));
     let class = result.as_ref().err().map(Blocked::class);
     vec![Event { normal, reason: reason.into(), message, class }]
+}
+
+/// What was done before it failed belongs to the message.
+fn with_log(message: String, log: &Log) -> String {
+    std::iter::once(&message).chain(&log.0).map(String::as_str).collect::<Vec<_>>().join("\n")
 }

@@ -232,6 +232,18 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How often an object has changed so far; `None` if it is gone, or going.
+    fn epoch(&self, key: &Key) -> Option<u64> {
+        let state = self.lock();
+        let living = |e: &&Entry| e.object.metadata.deletion_timestamp.is_none();
+        state.objects.get(key).filter(living).map(|entry| entry.epoch)
+    }
+
+    /// Whether this process is the one that writes.
+    fn is_leading(&self) -> bool {
+        true
+    }
+
     /// Returns when all objects that were there at the start are members of their groups: else the first of ten objects on
     /// one tag would be probed for alone.
     async fn synced(&self) {
@@ -408,6 +420,14 @@ impl Shared {
                 group.leave(key);
             }
             retention::drop_all(self, key, &entry.status, entry.retained).await;
+            if let Some(applier) = &self.config.applier
+                && key.kind == Kind::Kustomization
+                && entry.object.metadata.deletion_timestamp.is_some()
+            {
+                // It goes when its objects are gone, which may last.
+                tokio::spawn(kustomization::finalize(Arc::clone(self), applier.clone(), entry.object, entry.status));
+                return;
+            }
         }
         if key.kind == Kind::Kustomization {
             let file = kustomization::rendered_file(self.puller.store().root(), key);

@@ -1,0 +1,71 @@
+//! Which kinds the API server knows. One list a group and version, kept until a kind is missed in it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::Deserialize;
+
+use super::api::{Api, CallError, Resource};
+
+type Known = Arc<HashMap<String, Arc<Resource>>>;
+
+/// The kinds by group and version.
+#[derive(Default)]
+pub struct Kinds(Mutex<HashMap<(String, String), Known>>);
+
+impl Kinds {
+    /// A kind; `None` if the server does not know it now.
+    pub async fn find(
+        &self,
+        api: &Api,
+        group: &str,
+        version: &str,
+        kind: &str,
+    ) -> Result<Option<Arc<Resource>>, CallError> {
+        let place = (group.to_owned(), version.to_owned());
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
+        if let Some(resource) = known.and_then(|known| known.get(kind).cloned()) {
+            return Ok(Some(resource));
+        }
+        let path = match group {
+            "" => format!("/api/{version}"),
+            group => format!("/apis/{group}/{version}"),
+        };
+        let listed: Listed = match api.document(&path).await {
+            Ok(listed) => listed,
+            Err(error) if error.is_not_found() => Listed::default(),
+            Err(error) => return Err(error),
+        };
+        let main = listed.resources.into_iter().filter(|r| !r.name.contains('/'));
+        let known: Known = Arc::new(
+            main.map(|found| {
+                let resource = Resource {
+                    group: group.to_owned(),
+                    version: version.to_owned(),
+                    kind: found.kind.clone(),
+                    plural: found.name,
+                    namespaced: found.namespaced,
+                };
+                (found.kind, Arc::new(resource))
+            })
+            .collect(),
+        );
+        let resource = known.get(kind).cloned();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place, known);
+        Ok(resource)
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct Listed {
+    resources: Vec<Found>,
+}
+
+#[derive(Deserialize)]
+struct Found {
+    name: String,
+    kind: String,
+    namespaced: bool,
+}
