@@ -28,6 +28,8 @@ const STAGE: Duration = Duration::from_secs(60);
 const GONE: Duration = Duration::from_secs(60);
 /// How long a kind may take to be served after its definition is established.
 const SERVED: Duration = Duration::from_secs(10);
+/// The oldest list that the first pass of a process looks at.
+const RECENT: Duration = Duration::from_secs(10);
 /// How often a take-over is tried that somebody else's write comes before.
 const TAKE_OVERS: usize = 5;
 
@@ -126,14 +128,16 @@ impl Pass {
     /// Compares what is remembered with what is there.
     async fn look_again(&mut self, task: &Task<'_>, age: Duration) -> Result<bool, ApplyError> {
         // A list from before the last write would show that write as somebody's.
-        let age = self.memory.applied.map_or(age, |at| age.min(at.elapsed()));
+        let now = Instant::now();
+        let oldest = now.checked_sub(age).unwrap_or(now);
+        let since = self.memory.applied.map_or(oldest, |applied| applied.max(oldest));
         let (inner, who) = (Arc::clone(&self.inner), &task.who);
         let mut all = true;
         let memory = &mut *self.memory;
         for known in memory.objects.values_mut() {
             let Id { namespace, name, .. } = &known.id;
             let failed = |source| ApplyError::call(&known.id, "query", source);
-            let listed = inner.snapshots.get(&inner.api, who, &known.of, namespace, age).await.map_err(failed)?;
+            let listed = inner.snapshots.get(&inner.api, who, &known.of, namespace, since).await.map_err(failed)?;
             let mut now = listed.as_ref().and_then(|snapshot| snapshot.get(namespace, name).cloned());
             // What is not ours by its labels is in no list.
             if now.is_none() && (listed.is_none() || (known.skipped && known.seen.is_some())) {
@@ -417,7 +421,9 @@ impl Inner {
         let query = |source| ApplyError::call(&item.id, "query", source);
         // Applied before this process was: the lists that drift is seen by show it.
         if applied_before {
-            let listed = self.snapshots.get(&self.api, who, &item.of, namespace, Duration::from_secs(10)).await;
+            let now = Instant::now();
+            let since = now.checked_sub(RECENT).unwrap_or(now);
+            let listed = self.snapshots.get(&self.api, who, &item.of, namespace, since).await;
             if let Some(seen) = listed.map_err(query)?.and_then(|s| s.get(namespace, name).cloned()) {
                 return Ok(Look::Present(seen));
             }

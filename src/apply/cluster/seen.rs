@@ -130,7 +130,7 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// The objects of a kind that carry an owner label, as they were at most `age` ago. As Larder itself, of the whole
+    /// The objects of a kind that carry an owner label, as they were at some time after `since`. As Larder itself, of the whole
     /// cluster; as somebody else, who may see less, of one namespace. `None` if this kind must not, or may not, be listed.
     pub async fn get(
         &self,
@@ -138,7 +138,7 @@ impl Snapshots {
         who: &Identity,
         of: &Arc<Resource>,
         namespace: &str,
-        age: Duration,
+        since: Instant,
     ) -> Result<Option<Arc<Snapshot>>, CallError> {
         if of.is_secret() {
             return Ok(None);
@@ -154,7 +154,7 @@ impl Snapshots {
             Arc::clone(slot)
         };
         let mut held = slot.lock().await;
-        if let Some(snapshot) = held.as_ref().filter(|s| s.begun.elapsed() <= age) {
+        if let Some(snapshot) = held.as_ref().filter(|s| s.begun >= since) {
             return Ok(Some(Arc::clone(snapshot)));
         }
         let begun = Instant::now();

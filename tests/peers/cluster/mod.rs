@@ -2,6 +2,7 @@
 
 pub mod env;
 
+mod applying;
 mod consumers;
 mod deploy;
 mod itself;
