@@ -17,9 +17,13 @@ pub use files::check_files;
 pub use settings::{
     AccessRule, RegistrySettings, Settings, StoreSettings, TagRule, TlsSettings, UpstreamMode, UpstreamSettings,
 };
-pub use values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag};
+pub use values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag, WatchKind};
 
-use crate::{objects::FluxDuration, server::registry::access, telemetry::LogFormat};
+use crate::{
+    objects::{FluxDuration, Kind},
+    server::registry::access,
+    telemetry::LogFormat,
+};
 
 /// What is served, from where, and how much.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +44,16 @@ pub struct Config {
     pub kubernetes: bool,
     /// Only objects with these labels.
     pub watch_label_selector: Option<String>,
+    /// The kinds that are reconciled, each once.
+    pub watch_kinds: Vec<Kind>,
+    /// Where the other replicas reach this one's artifact listener.
+    pub replica_address: Option<HostPort>,
+    /// Flux's notification-controller.
+    pub events_addr: Option<String>,
+    /// Whether a Kustomization may name a source or a dependency of another namespace.
+    pub cross_namespace_references: bool,
+    /// Publish ExternalArtifacts, and write nothing else to the cluster.
+    pub external_artifacts: bool,
     /// Mirrored registries, those of the flags last.
     pub upstreams: Vec<UpstreamSettings>,
     /// Listeners for one upstream each.
@@ -128,6 +142,11 @@ impl Config {
             objects: settings.objects,
             kubernetes: settings.kubernetes.unwrap_or(false),
             watch_label_selector: settings.watch_label_selector,
+            watch_kinds: watch_kinds(&settings.watch_kind),
+            replica_address: settings.replica_address,
+            events_addr: settings.events_addr,
+            cross_namespace_references: !settings.no_cross_namespace_refs.unwrap_or(false),
+            external_artifacts: settings.external_artifacts.unwrap_or(false),
             upstreams,
             mirror_listen: settings.mirror_listen,
             insecure_registries: settings.insecure_registry,
@@ -148,15 +167,6 @@ impl Config {
             log_format: settings.log_format.unwrap_or_default(),
             registry: settings.registry,
         })
-    }
-
-    /// The settings that are made but of no effect in this version, each as it is written in the file: `larder serve`
-    /// refuses to start with any of them, since a limit or an access rule that is passed over is worse than none.
-    pub fn unsupported(&self) -> Vec<&'static str> {
-        [("kubernetes", self.kubernetes), ("watchLabelSelector", self.watch_label_selector.is_some())]
-            .into_iter()
-            .filter_map(|(name, set)| set.then_some(name))
-            .collect()
     }
 
     /// Who may use them.
@@ -180,6 +190,13 @@ impl Config {
             None => format!("http://{listening}"),
         }
     }
+}
+
+/// Each once; a chart needs its HelmRepository.
+fn watch_kinds(named: &[WatchKind]) -> Vec<Kind> {
+    let named = |kind: Kind| named.is_empty() || named.contains(&WatchKind(kind));
+    let needed = |kind: Kind| named(kind) || (kind == Kind::HelmRepository && named(Kind::HelmChart));
+    Kind::ALL.into_iter().filter(|kind| needed(*kind)).collect()
 }
 
 /// The JSON schema of the configuration file, for `larder config schema`.

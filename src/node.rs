@@ -5,6 +5,7 @@
 //! upstream is asked before the daemon is ready. Drain order: listeners stop accepting and end what is under way, passes
 //! stop, the store is synced and its counters noted.
 
+mod cluster;
 mod mirrors;
 mod orders;
 mod upkeep;
@@ -21,7 +22,7 @@ use serde_json::Value;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use self::mirrors::MirrorListener;
-pub use self::mirrors::MirrorSetupError;
+pub use self::{cluster::ClusterError, mirrors::MirrorSetupError};
 use crate::{
     apply::confine::Launcher,
     artifact::{build::Caps, publish::Published},
@@ -77,6 +78,10 @@ pub struct Surroundings {
     pub program: PathBuf,
     /// The environment's proxies.
     pub proxies: ProxyEnvironment,
+    /// `POD_NAMESPACE`.
+    pub pod_namespace: Option<String>,
+    /// `POD_NAME`.
+    pub pod_name: Option<String>,
 }
 
 impl Surroundings {
@@ -86,6 +91,8 @@ impl Surroundings {
             search: std::env::var_os("PATH"),
             program: std::env::current_exe()?,
             proxies: ProxyEnvironment::read(|name| std::env::var(name).ok()),
+            pod_namespace: std::env::var("POD_NAMESPACE").ok(),
+            pod_name: std::env::var("POD_NAME").ok(),
         })
     }
 }
@@ -116,9 +123,12 @@ pub enum NodeError {
     /// The threads that serve.
     #[error("cannot start threads to serve connections")]
     Workers(#[source] std::io::Error),
-    /// Settings of a later version.
-    #[error("this version does not do: {}; remove it from the command line, the environment or the file", .0.join(", "))]
-    Unsupported(Vec<&'static str>),
+    /// The cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The shutdown began before everything was there.
+    #[error("ended before it was ready")]
+    Stopped,
     /// The mirrored upstreams.
     #[error(transparent)]
     Mirror(#[from] MirrorSetupError),
@@ -145,10 +155,6 @@ pub enum NodeError {
 impl Node {
     /// Starts a daemon; when this returns, every listener accepts.
     pub async fn start(config: Config, surroundings: Surroundings, shutdown: Shutdown) -> Result<Self, NodeError> {
-        let unsupported = config.unsupported();
-        if !unsupported.is_empty() {
-            return Err(NodeError::Unsupported(unsupported));
-        }
         let root = config.data.clone();
         let store = blocking::io(move || Store::open(&root)).await?;
         let workers = Arc::new(Workers::start().map_err(NodeError::Workers)?);
@@ -167,17 +173,25 @@ impl Node {
             Some(path) => Some(read_token(path)?),
             None => None,
         };
-        let client = Client::new(client_config(&config, surroundings.proxies))?;
+        let client = Client::new(client_config(&config, surroundings.proxies.clone()))?;
         let puller = Puller::new(store.clone(), client)?;
         let (mirror, mirrors) = mirrors::set_up(&config, &puller).await?.unzip();
         let mirrors = mirrors.unwrap_or_default().into_iter().map(|listener| listener.like(&workers, tls.as_ref()));
         let mirrors: Vec<MirrorListener> = mirrors.collect();
-        let backend: Arc<dyn Backend> = match &config.objects {
-            Some(directory) => Arc::new(Directory::open(directory, &config.data).await?),
-            None => Arc::new(Nothing),
+        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let (backend, applier): (Arc<dyn Backend>, _) = if config.kubernetes {
+            let (cluster, applier) = tokio::select! {
+                connected = cluster::connect(&config, &surroundings, &hostname, artifacts.address()) => connected?,
+                () = shutdown.wait() => return Err(NodeError::Stopped),
+            };
+            (Arc::new(cluster), Some(applier))
+        } else {
+            match &config.objects {
+                Some(directory) => (Arc::new(Directory::open(directory, &config.data).await?), None),
+                None => (Arc::new(Nothing), None),
+            }
         };
         let published = Published::default();
-        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let mut insecure_registries: Vec<_> = config.insecure_registries.iter().filter_map(as_registry).collect();
         if tls.is_none() {
             // The embedded registry speaks plain http then, and everybody who may write objects here may know it.
@@ -196,11 +210,15 @@ impl Node {
                 search: surroundings.search,
                 launcher: Launcher::own(surroundings.program),
             },
-            applier: None,
-            cross_namespace_references: true,
+            progress_after: applier.is_some().then_some(cluster::MOMENT),
+            applier,
+            cross_namespace_references: config.cross_namespace_references,
         };
         let (reconciler, changes) =
             Reconciler::load(backend, puller.clone(), published.clone(), reconciling, shutdown.clone()).await;
+        if shutdown.begun() {
+            return Err(NodeError::Stopped);
+        }
         let node = Self {
             registry: registry.address(),
             artifacts: artifacts.address(),
@@ -393,7 +411,7 @@ struct Controls {
 impl Control for Controls {
     fn ready(&self) -> bool {
         // It is asked through a listener that was bound after the statuses were loaded.
-        true
+        self.reconciler.is_filled()
     }
 
     fn list(&self) -> BoxFuture<'_, Listing> {

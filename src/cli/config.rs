@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde_json::json;
 
 use super::output::{self, Format};
-use crate::config::{self, ConfigError, ConfigErrors};
+use crate::config::{self, ConfigErrors};
 
 /// The configuration file of `larder serve`
 #[derive(Debug, clap::Subcommand)]
@@ -50,14 +50,9 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What keeps `larder serve` from starting with this file: its text, the files that it names, what is of a later version.
+/// What keeps `larder serve` from starting with this file: its text, and the files that it names.
 fn check(file: &Path, text: &str) -> Result<(), ConfigErrors> {
     let config = config::check(text).map_err(|errors| errors.of(file))?;
     config::check_files(&config).map_err(|errors| errors.of(file))?;
-    let unsupported = config.unsupported();
-    if unsupported.is_empty() {
-        return Ok(());
-    }
-    let message = format!("valid, but this version does not do: {}", unsupported.join(", "));
-    Err(ConfigErrors { file: Some(file.display().to_string()), errors: vec![ConfigError { line: None, message }] })
+    Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     config::{self, Config, Settings, Surroundings},
-    node::{self, Node},
+    node::{self, Node, NodeError},
     shutdown, telemetry,
 };
 
@@ -63,15 +63,23 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let signals = shutdown::Signals::catch()?;
     let (trigger, listening) = shutdown::channel();
-    let node = Node::start(config, node::Surroundings::of_this_process()?, listening).await?;
+    let mut forced = std::pin::pin!(shutdown::on_signals(signals, &trigger, shutdown::DRAIN));
+    let ending = |forced| tracing::warn!(?forced, "ending without waiting for what is under way");
+    let node = tokio::select! {
+        node = Node::start(config, node::Surroundings::of_this_process()?, listening) => match node {
+            Err(NodeError::Stopped) => return Ok(()),
+            node => node?,
+        },
+        reason = &mut forced => {
+            ending(reason);
+            return Ok(());
+        }
+    };
     let mut out = std::io::stdout();
     writeln!(out, "{}", node.ready_line())?;
     out.flush()?;
     tokio::select! {
-        forced = async {
-            let forced = shutdown::on_signals(signals, &trigger, shutdown::DRAIN).await;
-            tracing::warn!(?forced, "ending without waiting for what is under way");
-        } => forced,
+        reason = &mut forced => ending(reason),
         () = node.drained() => {}
     }
     Ok(())

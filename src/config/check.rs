@@ -74,6 +74,18 @@ pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
     if settings.objects.is_some() && settings.kubernetes == Some(true) {
         wrong("objects and kubernetes exclude each other: the objects come from one of the two".into());
     }
+    let clusters = [
+        ("watchLabelSelector", settings.watch_label_selector.is_some()),
+        ("watchKind", !settings.watch_kind.is_empty()),
+        ("replicaAddress", settings.replica_address.is_some()),
+        ("eventsAddr", settings.events_addr.is_some()),
+    ];
+    for (name, _) in clusters.iter().filter(|(_, set)| *set && settings.kubernetes != Some(true)) {
+        wrong(format!("{name} is of effect only with kubernetes"));
+    }
+    if settings.external_artifacts == Some(true) && settings.objects.is_none() && settings.kubernetes != Some(true) {
+        wrong("externalArtifacts needs objects or kubernetes, for where the sources come from".into());
+    }
     let mut hosts = HashSet::new();
     for upstream in &settings.upstreams {
         if !hosts.insert(&upstream.host) {

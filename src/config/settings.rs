@@ -6,7 +6,7 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag};
+use super::values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag, WatchKind};
 use crate::{
     mirror,
     objects::FluxDuration,
@@ -47,13 +47,33 @@ pub struct Settings {
     #[arg(long, value_name = "DIR", env = "LARDER_OBJECTS")]
     pub objects: Option<PathBuf>,
 
-    /// Reconcile the cluster's objects.
+    /// Reconcile the cluster's objects: the cluster of KUBECONFIG, or the one that this runs in.
     #[arg(long, value_name = "BOOL", env = "LARDER_KUBERNETES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub kubernetes: Option<bool>,
 
-    /// Only objects with these labels are Larder's.
+    /// Only objects of the cluster with these labels are Larder's, as in sharding.fluxcd.io/key=larder.
     #[arg(long, value_name = "SELECTOR", env = "LARDER_WATCH_LABEL_SELECTOR")]
     pub watch_label_selector: Option<String>,
+
+    /// Which of the cluster's kinds are reconciled (repeatable) [default: all].
+    #[arg(long, value_name = "KIND", env = "LARDER_WATCH_KIND", value_delimiter = ',')]
+    pub watch_kind: Vec<WatchKind>,
+
+    /// Where the other replicas reach this one's artifact listener [default: the address it listens on].
+    #[arg(long, value_name = "HOST:PORT", env = "LARDER_REPLICA_ADDRESS")]
+    pub replica_address: Option<HostPort>,
+
+    /// Flux's notification-controller, which is told of events: http://notification-controller.flux-system.
+    #[arg(long, value_name = "URL", env = "LARDER_EVENTS_ADDR")]
+    pub events_addr: Option<String>,
+
+    /// Forbid Kustomizations to name sources and dependencies of other namespaces [default: false].
+    #[arg(long, value_name = "BOOL", env = "LARDER_NO_CROSS_NAMESPACE_REFS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub no_cross_namespace_refs: Option<bool>,
+
+    /// Publish artifacts as ExternalArtifacts in the cluster, and write nothing else there [default: false].
+    #[arg(long, value_name = "BOOL", env = "LARDER_EXTERNAL_ARTIFACTS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub external_artifacts: Option<bool>,
 
     /// Mirror the registry HOST, which is at URL (repeatable; HOST is what ns= carries).
     #[arg(long, value_name = "HOST=URL", env = "LARDER_UPSTREAM", value_delimiter = ',')]
@@ -150,6 +170,11 @@ impl Settings {
             objects: self.objects.or(other.objects),
             kubernetes: self.kubernetes.or(other.kubernetes),
             watch_label_selector: self.watch_label_selector.or(other.watch_label_selector),
+            watch_kind: list(self.watch_kind, other.watch_kind),
+            replica_address: self.replica_address.or(other.replica_address),
+            events_addr: self.events_addr.or(other.events_addr),
+            no_cross_namespace_refs: self.no_cross_namespace_refs.or(other.no_cross_namespace_refs),
+            external_artifacts: self.external_artifacts.or(other.external_artifacts),
             upstream: list(self.upstream, other.upstream),
             mirror_listen: list(self.mirror_listen, other.mirror_listen),
             insecure_registry: list(self.insecure_registry, other.insecure_registry),

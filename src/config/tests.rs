@@ -25,7 +25,6 @@ fn the_defaults_are_the_contracts() {
     assert_eq!(config.admin_listen.to_string(), "127.0.0.1:9440");
     assert_eq!((config.concurrency, config.artifact_retention_records), (16, 2));
     assert_eq!(config.artifact_retention_ttl.get().as_secs(), 60);
-    assert_eq!(config.unsupported(), [] as [&str; 0]);
     assert!(config.local_repositories());
     assert_eq!(config.log_format, LogFormat::Text);
     assert_eq!(check("# only a comment\n---\n").unwrap(), config);
@@ -63,6 +62,9 @@ fn a_flag_goes_before_the_file_and_that_before_the_default() {
     assert_eq!((config.concurrency, config.kubernetes), (4, false));
     assert_eq!(config.insecure_registries, ["c".parse().unwrap()]);
     assert!(resolve(&["--kubernetes"], "").kubernetes);
+    assert_eq!(resolve(&["--kubernetes"], "").watch_kinds, Kind::ALL);
+    let charts = resolve(&["--kubernetes", "--watch-kind", "hc,ks"], "").watch_kinds;
+    assert_eq!(charts, [Kind::HelmRepository, Kind::HelmChart, Kind::Kustomization]);
 }
 
 #[test]
@@ -94,13 +96,13 @@ fn repeatable_flags_add_up() {
 }
 
 #[test]
-fn what_has_no_effect_yet_is_named() {
+fn a_file_may_say_all_of_it() {
     let text = "kubernetes: true\nwatchLabelSelector: a=b\nupstreams: [{host: ghcr.io}]\nmirrorListen: [':1=ghcr.io']\n\
         store: {maxBytes: 10GiB, headroomBytes: 1000}\ntagTtl: 5s\nnegativeTtl: 5s\n\
         registry: {tls: {cert: a, key: b, clientCA: c}, htpasswd: h, token: t, localRepositories: true, \
         access: [{match: '*', read: [a], write: []}]}\n";
     let config = check(text).unwrap();
-    assert_eq!(config.unsupported(), ["kubernetes", "watchLabelSelector"]);
+    assert_eq!((config.kubernetes, config.watch_label_selector.as_deref()), (true, Some("a=b")));
     assert_eq!(config.store_max_bytes, Some(ByteSize(10 << 30)));
     assert!(config.local_repositories());
 }
@@ -117,6 +119,18 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
         (
             "objects: a\nkubernetes: true\n",
             "f: objects and kubernetes exclude each other: the objects come from one of the two",
+        ),
+        (
+            "watchKind: [OCIRepository]\nobjects: a\n",
+            "f: watchKind is of effect only with kubernetes",
+        ),
+        (
+            "externalArtifacts: true\n",
+            "f: externalArtifacts needs objects or kubernetes, for where the sources come from",
+        ),
+        (
+            "kubernetes: true\nwatchKind: [Bucket]\n",
+            "f:2: watchKind: \"Bucket\" is none of OCIRepository, GitRepository, HelmRepository, HelmChart, Kustomization",
         ),
         (
             "mirrorListen: [':1=ghcr.io']\n",

@@ -5,7 +5,10 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
-use crate::server::registry::access::{Pattern, Subject};
+use crate::{
+    objects::Kind,
+    server::registry::access::{Pattern, Subject},
+};
 
 /// A text that parses itself: `FromStr` for flags, `Deserialize` for the file, one and the same.
 macro_rules! from_text {
@@ -17,7 +20,7 @@ macro_rules! from_text {
         }
     )*};
 }
-from_text!(Address, Advertise, Cidr, HostPort, MirrorListen, Pattern, Subject, UpstreamFlag);
+from_text!(Address, Advertise, Cidr, HostPort, MirrorListen, Pattern, Subject, UpstreamFlag, WatchKind);
 
 /// Splits `HOST:PORT`, `[v6]:PORT`, `HOST`; the host without brackets.
 fn split_host_port(text: &str) -> Result<(String, Option<u16>), String> {
@@ -115,6 +118,22 @@ impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_host(f, &self.host)?;
         self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+/// A kind that is watched, by its name, plural or short name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "String")]
+pub struct WatchKind(pub Kind);
+
+impl FromStr for WatchKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Kind::find(text).map(Self).ok_or_else(|| {
+            let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+            format!("{text:?} is none of {}", known.join(", "))
+        })
     }
 }
 

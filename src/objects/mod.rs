@@ -1,6 +1,8 @@
 //! The objects that Larder reconciles: Flux's own kinds, typed, with one status; where they come from is a
 //! [`Backend`]'s business. The types are also what the CRDs are made of ([`crd`]).
 
+pub mod api;
+pub mod cluster;
 pub mod condition;
 pub mod crd;
 pub mod directory;
@@ -10,6 +12,7 @@ pub mod external_artifact;
 pub mod kustomization;
 pub mod manifest;
 pub mod schema;
+mod shown;
 pub mod source;
 pub mod status;
 pub mod view;
@@ -19,6 +22,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
+pub use cluster::Cluster;
 pub use condition::{Condition, ConditionStatus, Conditions};
 pub use directory::{Directory, kept_artifacts};
 pub use duration::FluxDuration;
@@ -207,8 +211,10 @@ pub struct ConfigMap {
 pub enum Change {
     /// New or changed (also only its annotations); the last status that was kept for it.
     Applied(Arc<Object>, Box<Status>),
-    /// Gone (or, in a cluster, marked for deletion).
+    /// Gone. In a cluster an object that is being deleted is told as [`Change::Applied`] with its deletion's time first.
     Deleted(Key),
+    /// Another replica wrote the status of an object that is otherwise as it was.
+    Observed(Key, Box<Status>),
     /// A Secret, ServiceAccount or ConfigMap changed: `namespace`, `name`.
     Dependency(Arc<str>, Arc<str>),
     /// Everything that was there at the start has been told.
@@ -257,10 +263,36 @@ pub enum BackendError {
     Api(String),
 }
 
-/// Where objects come from and their statuses go: a directory, later a cluster.
+/// Whether this process is the one that writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leadership {
+    /// It is.
+    Leading,
+    /// Another one is, or nobody is known to be; where the leader's artifacts are (`http://host:port`), if it says.
+    Following(Option<String>),
+}
+
+/// Where objects come from and their statuses go: a directory or a cluster.
 pub trait Backend: Send + Sync + 'static {
     /// The changes, from the first object on. Called once.
     fn changes(&self) -> tokio::sync::mpsc::Receiver<Change>;
+    /// Whether this process writes, as it changes.
+    fn leadership(&self) -> tokio::sync::watch::Receiver<Leadership> {
+        tokio::sync::watch::channel(Leadership::Leading).1
+    }
+    /// Whether changes of Secrets, ServiceAccounts and ConfigMaps are told; else they are asked for again in every pass.
+    fn tells_of_references(&self) -> bool {
+        true
+    }
+    /// Gives back, at an orderly end, what another process would wait for.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+    /// Holds an object back from vanishing before [`Backend::forget`]; to be called before anything is made for it.
+    fn claim<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {
+        let _ = key;
+        Box::pin(async { Ok(()) })
+    }
     /// A Secret by name, in the object's own namespace.
     fn secret<'a>(
         &'a self,

@@ -33,6 +33,16 @@ pub struct Artifact {
     pub metadata: BTreeMap<String, String>,
 }
 
+impl Artifact {
+    /// Whether Larder made it: Flux names the file by the manifest's digest, Larder by the artifact's own.
+    pub fn is_larders(&self) -> bool {
+        let file = self.path.rsplit('/').next().unwrap_or_default();
+        let hex = self.digest.hex();
+        file.strip_suffix(".tar.gz").is_some_and(|stem| *stem == *hex)
+            || file.strip_suffix(".tgz").is_some_and(|stem| stem.ends_with(&hex[..12]))
+    }
+}
+
 /// `status.inventory` of a Kustomization.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Inventory {

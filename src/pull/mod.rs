@@ -12,6 +12,7 @@ mod follow;
 pub mod grants;
 mod open;
 mod raw;
+mod replica;
 mod source;
 
 use std::{fmt, sync::Arc};
@@ -36,6 +37,7 @@ pub use follow::{FillError, Follower};
 use grants::{Grants, Standing};
 pub use open::{Ask, How, Opened};
 pub use raw::{Probed, RawManifest};
+pub use replica::ReplicaError;
 pub use source::ReadError;
 
 /// How deep indexes may nest: an index in an index is the deepest (hardening.md section 2, M4).

@@ -25,6 +25,8 @@ pub struct Config {
     pub retention_records: usize,
     /// Caps on what layers may expand to.
     pub caps: Caps,
+    /// How long a pass over a source may last before its status says that it is under way; never, if absent.
+    pub progress_after: Option<Duration>,
     /// What renders Kustomizations that this process does not render itself.
     pub rendering: Rendering,
     /// What applies Kustomizations; without it they are rendered to files.

@@ -41,6 +41,8 @@ pub struct Desired {
     pub timeout: Duration,
     /// Of a HelmChart.
     pub chart: Option<helm::WantedChart>,
+    /// Whether Secrets or a ServiceAccount had a part in it.
+    pub refers: bool,
 }
 
 /// Why an object cannot even be tried.
@@ -259,6 +261,7 @@ async fn common(
         interval: asked.interval,
         timeout: asked.timeout,
         chart,
+        refers: [asked.secret, asked.certificates, asked.proxy, asked.service_account].iter().any(Option::is_some),
     })
 }
 

@@ -182,8 +182,12 @@ async fn run(shared: Arc<Shared>, group: Arc<Group>) {
                 () = shared.shutdown.wait() => return,
             }
         }
-        let permit = shared.permit(&group.route.way.endpoint.registry).await;
         let is_due = Instant::now() >= due;
+        if is_due && !shared.backend.tells_of_references() {
+            refresh(&shared, &group).await;
+        }
+        let permit = shared.permit(&group.route.way.endpoint.registry).await;
+        let is_due = is_due || Instant::now() >= due;
         let Some(turn) = take_turn(&group) else { continue };
         let started = Instant::now();
         let fresh = is_due || turn.requested || turn.last.is_none();
@@ -205,6 +209,20 @@ async fn run(shared: Arc<Shared>, group: Arc<Group>) {
         due = if fresh { next } else { due.min(next) };
         for (_, waiter) in turn.waiters {
             let _ = waiter.send(());
+        }
+    }
+}
+
+/// Looks up again what the members refer to, where nobody tells of its changes; who goes another way now leaves the group.
+async fn refresh(shared: &Arc<Shared>, group: &Arc<Group>) {
+    let members: Vec<Key> = group.lock().members.keys().cloned().collect();
+    for key in members {
+        let refers = {
+            let state = shared.lock();
+            state.objects.get(&key).and_then(|e| e.desired.as_ref()).is_some_and(|d| d.refers)
+        };
+        if refers {
+            shared.admit(&key).await;
         }
     }
 }

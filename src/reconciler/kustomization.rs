@@ -50,7 +50,8 @@ impl Task {
         receive
     }
 
-    fn wake(&self) {
+    /// Asks for a pass.
+    pub fn wake(&self) {
         let _ = self.0.send(None);
     }
 }
@@ -184,6 +185,10 @@ async fn pass(shared: &Arc<Shared>, key: &Key) -> Duration {
     };
     if spec.suspend {
         return interval;
+    }
+    if let Err(error) = shared.backend.claim(key).await {
+        tracing::warn!(%key, %error, "cannot hold the object; it is tried again");
+        return super::KEEP_AGAIN;
     }
     let mut status = before.clone();
     let mut log = Log::default();

@@ -16,6 +16,7 @@ pub mod group;
 pub mod helm;
 pub mod kustomization;
 mod probes;
+mod replica;
 mod retention;
 pub mod source;
 
@@ -33,7 +34,7 @@ use crate::{
     blocking,
     flight::Flight,
     metrics,
-    objects::{Backend, BoxFuture, Change, Event, Key, Kind, Object, Spec, Status},
+    objects::{Backend, BoxFuture, Change, Event, Key, Kind, Leadership, Object, Spec, Status},
     oci::Registry,
     pull::Puller,
     shutdown::Shutdown,
@@ -43,6 +44,9 @@ use desired::{Desired, Refused};
 use group::{Demand, Group, Groups};
 use kustomization::Task;
 use probes::Probes;
+
+/// How soon what could not be kept is tried again.
+const KEEP_AGAIN: Duration = Duration::from_secs(5);
 
 /// The reconciler; clones are handles on one.
 #[derive(Clone)]
@@ -55,10 +59,13 @@ pub struct Shared {
     published: Published,
     config: Config,
     shutdown: Shutdown,
+    leadership: watch::Receiver<Leadership>,
     state: Mutex<State>,
     groups: Groups,
     hosts: Mutex<HashMap<Registry, Arc<Semaphore>>>,
     synced: watch::Sender<bool>,
+    /// Whether everything that statuses named at the start is here, or was tried for.
+    filled: watch::Sender<bool>,
     builds: Flight<source::BuildKey, Result<Arc<source::Obtained>, Arc<failure::Failure>>>,
     probes: Probes,
 }
@@ -108,6 +115,9 @@ impl Reconciler {
         let root = puller.store().root().to_path_buf();
         let shared = Arc::new(Shared {
             probes: blocking::io(move || Probes::load(&root)).await,
+            leadership: backend.leadership(),
+            // Where only this process serves, nobody is served better by waiting for it.
+            filled: watch::Sender::new(*backend.leadership().borrow() == Leadership::Leading),
             backend,
             puller,
             published,
@@ -120,12 +130,19 @@ impl Reconciler {
             builds: Flight::default(),
         });
         let mut changes = shared.backend.changes();
-        while let Some(change) = changes.recv().await {
+        loop {
+            let change = tokio::select! {
+                change = changes.recv() => change,
+                () = shared.shutdown.wait() => break,
+            };
             match change {
-                Change::Synced => break,
-                Change::Applied(object, status) => shared.adopt(object, *status).await,
-                Change::Deleted(key) => shared.remove(&key).await,
-                Change::Dependency(..) => {}
+                None | Some(Change::Synced) => break,
+                Some(Change::Applied(object, status)) => {
+                    shared.adopt(object, *status).await;
+                }
+                Some(Change::Observed(key, status)) => replica::observed(&shared, &key, *status).await,
+                Some(Change::Deleted(key)) => shared.remove(&key).await,
+                Some(Change::Dependency(..)) => {}
             }
         }
         (Self(shared), changes)
@@ -134,11 +151,11 @@ impl Reconciler {
     /// Reconciles until the shutdown.
     pub async fn run(self, mut changes: tokio::sync::mpsc::Receiver<Change>) {
         let shared = self.0;
-        let all: Vec<Key> = shared.lock().objects.keys().cloned().collect();
-        for key in all {
-            shared.admit(&key).await;
-        }
+        let mut leadership = shared.leadership.clone();
+        let now = leadership.borrow_and_update().clone();
+        replica::turned(&shared, &now).await;
         shared.synced.send_replace(true);
+        let filler = tokio::spawn(replica::fill(Arc::clone(&shared)));
         let sweeper = tokio::spawn(retention::sweep(Arc::clone(&shared)));
         let keeper = tokio::spawn(probes::keep(Arc::clone(&shared)));
         let mut missed = shared.published.missed();
@@ -149,16 +166,25 @@ impl Reconciler {
                     shared.heal(&path);
                     continue;
                 }
+                Ok(()) = leadership.changed() => {
+                    let now = leadership.borrow_and_update().clone();
+                    replica::turned(&shared, &now).await;
+                    continue;
+                }
                 () = shared.shutdown.wait() => break,
             };
             match change {
                 None => break,
                 Some(Change::Applied(object, status)) => {
                     let key = object.key.clone();
-                    shared.adopt(object, *status).await;
-                    shared.admit(&key).await;
-                    shared.admit_dependants(&key).await;
+                    let new = shared.adopt(object, *status).await;
+                    shared.settle(&key).await;
+                    // Of a source that is known what counts is its artifact, which is told when it changes.
+                    if new || key.kind == Kind::HelmRepository {
+                        shared.admit_dependants(&key).await;
+                    }
                 }
+                Some(Change::Observed(key, status)) => replica::observed(&shared, &key, *status).await,
                 Some(Change::Deleted(key)) => {
                     shared.remove(&key).await;
                     shared.admit_dependants(&key).await;
@@ -167,9 +193,11 @@ impl Reconciler {
                 Some(Change::Synced) => {}
             }
         }
+        filler.abort();
         sweeper.abort();
         keeper.abort();
         probes::write(&shared).await;
+        shared.backend.close().await;
     }
 
     /// A pass over `key` now; returns when it has ended.
@@ -216,6 +244,11 @@ impl Reconciler {
         roots
     }
 
+    /// Whether what the statuses name can be served from here.
+    pub fn is_filled(&self) -> bool {
+        *self.0.filled.borrow()
+    }
+
     /// The backend.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.0.backend
@@ -241,7 +274,7 @@ impl Shared {
 
     /// Whether this process is the one that writes.
     fn is_leading(&self) -> bool {
-        true
+        *self.leadership.borrow() == Leadership::Leading
     }
 
     /// Returns when all objects that were there at the start are members of their groups: else the first of ten objects on
@@ -269,8 +302,8 @@ impl Shared {
         keys.iter().any(|key| state.objects.get(key).is_some_and(|e| e.status.artifact.is_some()))
     }
 
-    /// Takes a new or changed object over, and publishes what its kept status names.
-    async fn adopt(self: &Arc<Self>, object: Arc<Object>, status: Status) {
+    /// Takes a new or changed object over, and publishes what its kept status names; whether it is new.
+    async fn adopt(self: &Arc<Self>, object: Arc<Object>, status: Status) -> bool {
         let key = object.key.clone();
         let known = {
             let mut state = self.lock();
@@ -284,16 +317,34 @@ impl Shared {
             }
         };
         if known {
-            return;
+            return false;
         }
         let (status, retained) = source::republish(self, &object, status).await;
         let entry =
             Entry { object, status, desired: None, group: None, task: None, epoch: 0, gate: Arc::default(), retained };
-        self.lock().objects.insert(key, entry);
+        self.lock().objects.insert(key.clone(), entry);
+        if !self.is_leading() && *self.synced.borrow() {
+            let shared = Arc::clone(self);
+            tokio::spawn(async move { replica::bring(&shared, &key).await });
+        }
+        true
+    }
+
+    /// Gives a new or changed object what it is due: its place in the schedule, or its end.
+    async fn settle(self: &Arc<Self>, key: &Key) {
+        let going = self.lock().objects.get(key).map(|e| e.object.metadata.deletion_timestamp.is_some());
+        match going {
+            Some(true) if self.is_leading() => self.remove(key).await,
+            Some(false) => self.admit(key).await,
+            _ => {}
+        }
     }
 
     /// Reads an object's spec and Secrets, and gives it its place in the schedule.
     async fn admit(self: &Arc<Self>, key: &Key) {
+        if !self.is_leading() {
+            return;
+        }
         let Some((object, epoch)) = self.lock().objects.get(key).map(|e| (Arc::clone(&e.object), e.epoch)) else {
             return;
         };
@@ -331,13 +382,16 @@ impl Shared {
     }
 
     /// Brings an artifact back that a client asked for and that is not held any more.
-    fn heal(&self, path: &str) {
+    fn heal(self: &Arc<Self>, path: &str) {
         let state = self.lock();
         let names = |e: &&Entry| e.status.artifact.as_ref().is_some_and(|a| a.path == path);
-        if let Some(entry) = state.objects.values().find(names)
-            && let Some(group) = &entry.group
-        {
-            group.wake_for(&entry.object.key);
+        let Some(entry) = state.objects.values().find(names) else { return };
+        let key = entry.object.key.clone();
+        if let Some(group) = &entry.group {
+            group.wake_for(&key);
+        } else if !self.is_leading() {
+            let shared = Arc::clone(self);
+            tokio::spawn(async move { replica::bring(&shared, &key).await });
         }
     }
 
@@ -415,6 +469,7 @@ impl Shared {
             None => None,
         };
         let entry = self.lock().objects.remove(key);
+        let known = entry.is_some();
         if let Some(entry) = entry {
             if let Some(group) = &entry.group {
                 group.leave(key);
@@ -437,17 +492,64 @@ impl Shared {
                 tracing::warn!(%key, %error, "cannot remove the rendered file");
             }
         }
-        if let Err(error) = self.backend.forget(key).await {
-            tracing::warn!(%key, %error, "cannot remove the kept status");
-        }
         metrics::forget_object(key.kind.name(), &key.namespace, &key.name);
-        tracing::info!(%key, "deleted");
+        if known {
+            tracing::info!(%key, "deleted");
+        }
+        if let Err(error) = self.backend.forget(key).await {
+            tracing::warn!(%key, %error, "cannot let the object go; it is tried again");
+            tokio::spawn(Self::forget_later(Arc::clone(self), key.clone()));
+        }
+    }
+
+    /// Until the backend has let an object go, its end is not complete.
+    async fn forget_later(self: Arc<Self>, key: Key) {
+        let mut backoff = backoff::Backoff::default();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+                () = self.shutdown.wait() => return,
+            }
+            // Made anew meanwhile: it is another one's.
+            if self.lock().objects.contains_key(&key) || self.backend.forget(&key).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Has another pass over an object come soon, because what the last one found could not be kept.
+    fn again_later(self: Arc<Self>, key: Key, generation: i64) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            tokio::select! {
+                () = tokio::time::sleep(backoff::jittered(KEEP_AGAIN)) => {}
+                () = self.shutdown.wait() => return,
+            }
+            let refused = {
+                let state = self.lock();
+                let Some(entry) = state.objects.get(&key) else { return };
+                if entry.object.metadata.generation != generation {
+                    return;
+                }
+                match (&entry.group, &entry.task) {
+                    (Some(group), _) => group.wake_for(&key),
+                    (_, Some(task)) => task.wake(),
+                    _ => {}
+                }
+                entry.group.is_none() && entry.task.is_none()
+            };
+            if refused {
+                self.admit(&key).await;
+            }
+        })
     }
 
     /// Keeps `status` for `object` unless it changed meanwhile; whether it was kept. Everything that the status names must be
     /// durable and fetchable before.
     async fn conclude(self: &Arc<Self>, object: &Arc<Object>, status: Status, events: Vec<Event>) -> bool {
         let key = &object.key;
+        if !self.is_leading() {
+            return false;
+        }
         let Some(gate) = self.lock().objects.get(key).map(|e| Arc::clone(&e.gate)) else { return false };
         let _guard = gate.lock().await;
         let before = {
@@ -463,11 +565,13 @@ impl Shared {
                 _ => return false,
             }
         };
+        // Also where nothing changed: somebody else may have written it.
+        if let Err(error) = self.backend.patch_status(key, &status).await {
+            tracing::error!(%key, %error, "cannot keep the status; it is tried again");
+            tokio::spawn(Self::again_later(Arc::clone(self), key.clone(), object.metadata.generation));
+            return false;
+        }
         if before != status {
-            if let Err(error) = self.backend.patch_status(key, &status).await {
-                tracing::error!(%key, %error, "cannot keep the status");
-                return false;
-            }
             let mut state = self.lock();
             if let Some(entry) = state.objects.get_mut(key) {
                 entry.retained.supersede(before.artifact.as_ref(), status.artifact.as_ref());

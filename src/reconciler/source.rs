@@ -56,6 +56,13 @@ pub struct Obtained {
     _leases: Vec<Lease>,
 }
 
+impl Obtained {
+    /// The artifact's digest.
+    pub fn digest(&self) -> Digest {
+        self.built.digest()
+    }
+}
+
 /// Passes over `members`; the failure that decides when to come back, if there was one.
 pub async fn pass_over(
     shared: &Arc<Shared>,
@@ -106,16 +113,22 @@ async fn pass(
         let desired = entry.desired.clone().filter(|d| d.route == *route)?;
         (Arc::clone(&entry.object), desired, entry.status.clone())
     };
+    if !claim(shared, &object).await {
+        return None;
+    }
     let mut status = before.clone();
     let mut warning = None;
     // Until the status that names it is kept, nothing else keeps the artifact from collection.
     let mut obtained = None;
     let result = match &outcome {
         Err(error) => Err(Failure::pulling(error, &route.wanted, desired.chart.is_some())),
-        Ok(target) => bring(shared, &object, &desired, target, &mut status, budget).await.map(|made| {
-            warning = made.as_ref().and_then(|made| made.manifest.warning.clone());
-            obtained = made;
-        }),
+        Ok(target) => {
+            let bringing = bring(shared, &object, &desired, target, &mut status, budget);
+            telling(shared, &object, &before, bringing).await.map(|made| {
+                warning = made.as_ref().and_then(|made| made.manifest.warning.clone());
+                obtained = made;
+            })
+        }
     };
     let now = Timestamp::now();
     judge(&mut status, &object, &desired, &result, now);
@@ -142,6 +155,43 @@ async fn pass(
     failure
 }
 
+/// Holds the object back from vanishing, before anything is made for it; whether it is held.
+async fn claim(shared: &Arc<Shared>, object: &Arc<Object>) -> bool {
+    let claimed = shared.backend.claim(&object.key).await;
+    if let Err(error) = &claimed {
+        tracing::warn!(key = %object.key, %error, "cannot hold the object; it is tried again");
+        tokio::spawn(Shared::again_later(Arc::clone(shared), object.key.clone(), object.metadata.generation));
+    }
+    claimed.is_ok()
+}
+
+/// Does the work, and says in the status that it is under way where it takes longer than a moment.
+async fn telling<T>(
+    shared: &Arc<Shared>,
+    object: &Arc<Object>,
+    before: &Status,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = std::pin::pin!(work);
+    let Some(moment) = shared.config.progress_after else { return work.await };
+    tokio::select! {
+        done = &mut work => return done,
+        () = tokio::time::sleep(moment) => {}
+    }
+    let mut status = before.clone();
+    let (generation, now) = (object.metadata.generation, Timestamp::now());
+    let message = match before.observed_generation {
+        -1 => "building artifact".to_owned(),
+        seen if seen != generation => format!("processing object: new generation {seen} -> {generation}"),
+        _ => "building artifact".to_owned(),
+    };
+    let conditions = &mut status.conditions;
+    conditions.set(kinds::RECONCILING, ConditionStatus::True, "Progressing", &message, generation, now);
+    conditions.summarize_ready(generation, now);
+    shared.conclude(object, status, Vec::new()).await;
+    work.await
+}
+
 fn record(key: &Key, class: Option<Class>, took: Duration) {
     metrics::reconciled(key.kind.name(), &key.namespace, &key.name, class, took.as_secs_f64());
 }
@@ -164,7 +214,7 @@ async fn bring(
             Ok::<_, StoreError>((held, held && store.tree_is_sound(&key.namespace, &key.name, &digest.hex())?))
         });
         let (held, published) = held.await.map_err(|e| Failure::storing(&e))?;
-        if !held {
+        if !held && artifact.is_larders() {
             // Consumers must not be sent to a dead URL while it is fetched again.
             tracing::warn!(key = %object.key, digest = %artifact.digest, "the artifact disappeared from storage");
             shared.published.remove(&artifact.path);
@@ -204,7 +254,7 @@ async fn bring(
 }
 
 /// The artifact, built once for all members that want the same at once.
-async fn obtain(
+pub async fn obtain(
     shared: &Arc<Shared>,
     desired: &Desired,
     target: &Target,
@@ -413,6 +463,9 @@ fn tell(before: &Status, after: &Status, desired: &Desired, result: &Result<(), 
 pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused: &Refused) {
     let started = Instant::now();
     let Some(mut status) = shared.lock().objects.get(&object.key).map(|e| e.status.clone()) else { return };
+    if !claim(shared, object).await {
+        return;
+    }
     let (generation, now) = (object.metadata.generation, Timestamp::now());
     if let Some(token) = object.requested_at() {
         status.last_handled_reconcile_at = Some(token.to_string());
@@ -442,12 +495,14 @@ pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused:
 /// Makes what a kept status names fetchable again after a start, under the address of this start.
 pub async fn republish(shared: &Arc<Shared>, object: &Object, mut status: Status) -> (Status, retention::Retained) {
     let key = &object.key;
-    let Some(artifact) = &mut status.artifact else { return (status, retention::Retained::default()) };
+    let Some(artifact) = status.artifact.as_mut().filter(|a| a.is_larders()) else {
+        return (status, retention::Retained::default());
+    };
     shared.published.insert(&artifact.path, artifact.digest);
     shared.published.set_latest(&artifact.path);
     let url = format!("{}/{}", shared.config.advertise, artifact.path);
     let current = artifact.digest;
-    if artifact.url != url {
+    if artifact.url != url && shared.is_leading() {
         artifact.url = url;
         if let (Some(latest), Some((directory, _))) = (&mut status.url, artifact.path.rsplit_once('/')) {
             *latest = format!("{}/{directory}/latest.tar.gz", shared.config.advertise);

@@ -6,6 +6,7 @@ mod deploy;
 mod fill;
 mod fuzz_corpus;
 mod hardening;
+mod kubernetes;
 mod layering;
 mod mirror;
 mod mirror_setup;

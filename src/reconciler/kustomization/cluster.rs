@@ -16,8 +16,8 @@ use crate::{
     class::chain,
     metrics,
     objects::{
-        Artifact, ConditionStatus, Conditions, Event, Inventory, InventoryEntry, Key, KustomizationSpec, Object, Spec,
-        Status, condition::kinds,
+        Artifact, ConditionStatus, Conditions, Event, Inventory, InventoryEntry, Key, KustomizationSpec, Leadership,
+        Object, Spec, Status, condition::kinds,
     },
     reconciler::Shared,
 };
@@ -190,16 +190,27 @@ fn doomed<'a>(spec: &KustomizationSpec, status: &'a Status) -> Option<&'a [Inven
 pub async fn finalize(shared: Arc<Shared>, applier: Applier, object: Arc<Object>, status: Status) {
     let (Spec::Kustomization(spec), key) = (&object.spec, &object.key) else { return };
     let owner = owner(key);
-    if let Some(entries) = doomed(spec, &status)
-        && !delete(&shared, &applier, &object, spec, &owner, entries).await
-    {
-        return;
+    if let Some(entries) = doomed(spec, &status) {
+        while !delete(&shared, &applier, &object, spec, &owner, entries).await {
+            // Another replica does it now, unless this one leads again before.
+            let mut leadership = shared.leadership.clone();
+            tokio::select! {
+                _ = leadership.wait_for(|l| *l == Leadership::Leading) => {}
+                () = shared.shutdown.wait() => return,
+            }
+            if shared.backend.show(key).await.is_none() {
+                break;
+            }
+        }
     }
     applier.forget(&owner);
     metrics::forget_object(key.kind.name(), &key.namespace, &key.name);
     match shared.backend.forget(key).await {
         Ok(()) => tracing::info!(%key, "deleted"),
-        Err(error) => tracing::warn!(%key, error = chain(&error), "cannot let the object go"),
+        Err(error) => {
+            tracing::warn!(%key, error = chain(&error), "cannot let the object go; it is tried again");
+            shared.forget_later(key.clone()).await;
+        }
     }
 }
 

@@ -27,5 +27,6 @@ mod objects;
 mod power;
 mod tars;
 mod transport;
-mod upstream;
 mod world;
+
+use crate::support::upstream;

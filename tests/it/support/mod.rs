@@ -9,10 +9,12 @@ pub mod certificates;
 pub mod corpus;
 pub mod fixtures;
 pub mod http;
+pub mod kubernetes;
 pub mod larder;
 pub mod packed;
 pub mod proxy;
 pub mod registry;
+pub mod upstream;
 
 use std::{
     io::Write,

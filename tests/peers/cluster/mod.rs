@@ -3,6 +3,7 @@
 pub mod env;
 
 mod applying;
+mod behaviours;
 mod consumers;
 mod deploy;
 mod itself;

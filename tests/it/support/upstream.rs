@@ -6,7 +6,7 @@ use larder::digest::Digest;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::support::{
+use super::{
     fixtures::{Files, gzip, tar_of},
     registry::{Options, ScriptedRegistry},
 };

@@ -1,0 +1,88 @@
+//! What is looked at before anything is watched: whether the CRDs keep all that Larder writes.
+
+use std::time::Duration;
+
+use http::{Method, header};
+use serde_json::Value;
+
+use super::NotificationsError;
+use crate::{
+    class::chain,
+    objects::{
+        Kind,
+        api::{CallError, Calls, Identity, read},
+        crd::{DEFINITIONS, installed},
+    },
+};
+
+/// How soon an API server that is away is asked again, at first and at the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+
+/// Why Larder does not work on this cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// CRDs that would drop what is written.
+    #[error("{}", .0.join("\n"))]
+    Crds(Vec<String>),
+    /// Where events go.
+    #[error(transparent)]
+    Notifications(#[from] NotificationsError),
+}
+
+/// Refuses CRDs of these kinds that would drop what Larder writes, and tells of those that are not there.
+pub async fn crds(calls: &Calls, kinds: &[Kind]) -> Result<(), SetupError> {
+    let mut found = Vec::new();
+    for definition in DEFINITIONS.iter().filter(|d| kinds.iter().any(|kind| kind.name() == d.kind)) {
+        match wait_for(calls, &definition.name()).await {
+            Ok(crd) => found.extend(crd),
+            Err(error) if error.is_forbidden() => {
+                tracing::warn!(
+                    error = chain(&error),
+                    "may not look at the CRDs, so whether they keep what is written is not known"
+                );
+                return Ok(());
+            }
+            Err(error) => return Err(SetupError::Crds(vec![format!("cannot look at the CRDs: {}", chain(&error))])),
+        }
+    }
+    let state = installed::examine(&found);
+    if !state.unfit.is_empty() {
+        return Err(SetupError::Crds(state.unfit.iter().map(ToString::to_string).collect()));
+    }
+    for definition in &DEFINITIONS {
+        let name = definition.name();
+        let watched = kinds.iter().any(|kind| kind.name() == definition.kind);
+        if watched && state.absent.contains(&name) {
+            tracing::warn!(crd = name, "not installed, so there are no objects of this kind yet; `larder crds` prints it");
+        }
+    }
+    if kinds.contains(&Kind::GitRepository) && !state.git_takes_oci && found.iter().any(is_git) {
+        tracing::info!(
+            "the installed CRD takes no GitRepository with an oci:// URL; `larder crds --patch` says how to widen it"
+        );
+    }
+    Ok(())
+}
+
+fn is_git(crd: &Value) -> bool {
+    crd["spec"]["names"]["kind"] == Kind::GitRepository.name()
+}
+
+/// The CRD of this name, if there is one; waits while the API server is away.
+async fn wait_for(calls: &Calls, name: &str) -> Result<Option<Value>, CallError> {
+    let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
+    let mut delay = RETRY.0;
+    loop {
+        let headers = [(header::ACCEPT, "application/json")];
+        match calls.call(&Method::GET, &path, &Identity::default(), &headers, &[]).await {
+            Ok((_, body)) => return read(&body).map(Some),
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) if error.is_transient() => {
+                tracing::warn!(error = chain(&error), "the API server is away; it is asked again in {delay:?}");
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(RETRY.1);
+    }
+}

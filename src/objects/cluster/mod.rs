@@ -1,0 +1,339 @@
+//! Objects from a Kubernetes cluster (`--kubernetes`): Flux's own kinds, as they are.
+//!
+//! **Promise.** Only objects that are Larder's are touched: those of the watched kinds that the label selector names, of
+//! GitRepositories those with an `oci://` URL. Of them only finalizers and statuses are written, and only by the replica
+//! that leads ([`lease`]). A status is written as what changed in it, so that fields of others stay. Secrets, ServiceAccounts
+//! and ConfigMaps are read one by one, by name; they are never listed.
+//!
+//! **Calls.** One list and one watch a kind. A first pass costs a patch for the finalizer, one for the status and an event; a
+//! pass without a change costs nothing. Secrets are remembered for [`FRESH`], so that a thousand objects with one Secret cost
+//! one call.
+//!
+//! **Concurrency.** Changes are told in the order in which the API server tells them, kind by kind.
+//!
+//! **After a crash** nothing is remembered, and nothing has to be: the cluster has all of it.
+
+mod check;
+mod events;
+mod known;
+mod lease;
+mod watch;
+mod write;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http::{Method, header};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch as channel};
+
+use self::{
+    events::{EventSink, Notifications},
+    known::Known,
+};
+pub use self::{check::SetupError, events::NotificationsError};
+use super::{
+    Backend, BackendError, BoxFuture, Change, ConfigMap, DocumentError, Event, Key, Kind, Leadership, Listing, Object,
+    SecretObject, ServiceAccount, Status,
+    api::{CallError, Calls, Identity, read, segment},
+    manifest::{self, Content, Declared},
+    shown::shown,
+};
+
+/// Who writes, in `managedFields` and events.
+pub const MANAGER: &str = "larder";
+/// Flux's finalizer, so that Flux and Larder take over from each other.
+const FINALIZER: &str = "finalizers.fluxcd.io";
+/// Changes that wait for the reconciler.
+const QUEUE: usize = 1024;
+/// How long a Secret, ServiceAccount or ConfigMap that was read counts as current.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// How to work on a cluster.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The kinds that are reconciled.
+    pub kinds: Vec<Kind>,
+    /// Only objects with these labels.
+    pub selector: Option<String>,
+    /// Where the Lease is.
+    pub namespace: String,
+    /// This process among the replicas: the pod's name.
+    pub identity: String,
+    /// Where this replica's own artifacts are: `http://host:port`.
+    pub replica: Option<String>,
+    /// Flux's notification-controller.
+    pub events: Option<String>,
+}
+
+/// The objects of a cluster. Dropping it ends the watches, and gives the Lease back.
+pub struct Cluster {
+    inner: Arc<Inner>,
+    receiver: Mutex<Option<mpsc::Receiver<Change>>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    election: tokio::sync::Mutex<tokio::task::JoinHandle<()>>,
+    stop: channel::Sender<bool>,
+}
+
+struct Inner {
+    calls: Calls,
+    client: kube::Client,
+    settings: Settings,
+    state: Mutex<State>,
+    sender: mpsc::Sender<Change>,
+    /// Kinds that have not been told whole yet.
+    missing: AtomicUsize,
+    leadership: channel::Receiver<Leadership>,
+    events: EventSink,
+    references: Mutex<HashMap<(Reference, String, String), (Instant, Content)>>,
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<Key, Known>,
+    errors: BTreeMap<Key, DocumentError>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Reference {
+    Secret,
+    ServiceAccount,
+    ConfigMap,
+}
+
+impl Reference {
+    const fn plural(self) -> &'static str {
+        match self {
+            Self::Secret => "secrets",
+            Self::ServiceAccount => "serviceaccounts",
+            Self::ConfigMap => "configmaps",
+        }
+    }
+}
+
+impl Cluster {
+    /// Looks at the CRDs and begins to watch. Waits for the API server as long as it is away.
+    ///
+    /// # Errors
+    /// A CRD that would drop what Larder writes; an address for notifications that is none.
+    pub async fn open(client: kube::Client, settings: Settings) -> Result<Self, SetupError> {
+        let calls = Calls::new(client.clone());
+        check::crds(&calls, &settings.kinds).await?;
+        let notifications = settings.events.as_deref().map(Notifications::new).transpose()?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let (leading, leadership) = channel::channel(Leadership::Following(None));
+        let (events, posting) = events::sink(calls.clone(), notifications, &settings.identity);
+        let inner = Arc::new(Inner {
+            missing: AtomicUsize::new(settings.kinds.len()),
+            calls,
+            client: client.clone(),
+            settings,
+            state: Mutex::default(),
+            sender,
+            leadership,
+            events,
+            references: Mutex::default(),
+        });
+        let (stop, stopped) = channel::channel(false);
+        let election = lease::Election::new(Calls::new(client), &inner.settings, leading, stopped);
+        let election = tokio::sync::Mutex::new(tokio::spawn(election.run()));
+        let mut tasks = vec![tokio::spawn(posting)];
+        for kind in inner.settings.kinds.clone() {
+            tasks.push(tokio::spawn(watch::follow(Arc::clone(&inner), kind)));
+        }
+        Ok(Self { inner, receiver: Mutex::new(Some(receiver)), tasks, election, stop })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.election.get_mut().abort();
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds the lock leaves the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn tell(&self, change: Change) {
+        let _ = self.sender.send(change).await;
+    }
+
+    /// One kind has been told whole for the first time; after the last one, everything has.
+    async fn told(&self) {
+        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.tell(Change::Synced).await;
+        }
+    }
+
+    fn is_leading(&self) -> bool {
+        *self.leadership.borrow() == Leadership::Leading
+    }
+
+    /// What an object refers to, as it is now or was a moment ago.
+    async fn reference(
+        &self,
+        kind: Reference,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Content>, BackendError> {
+        let key = (kind, namespace.to_owned(), name.to_owned());
+        {
+            let mut known = self.references.lock().unwrap_or_else(PoisonError::into_inner);
+            known.retain(|_, (since, _)| since.elapsed() < FRESH);
+            if let Some((_, content)) = known.get(&key) {
+                return Ok(Some(content.clone()));
+            }
+        }
+        let path = format!("/api/v1/namespaces/{}/{}/{}", segment(namespace), kind.plural(), segment(name));
+        let Some(mut found) = self.get(&path).await.map_err(|e| BackendError::api("read", kind.plural(), &e))? else {
+            return Ok(None);
+        };
+        if let Some(of) = found.as_object_mut() {
+            let name = match kind {
+                Reference::Secret => "Secret",
+                Reference::ServiceAccount => "ServiceAccount",
+                Reference::ConfigMap => "ConfigMap",
+            };
+            of.insert("kind".into(), name.into());
+            of.insert("apiVersion".into(), "v1".into());
+        }
+        match manifest::read(&found).pop() {
+            Some((_, Declared::Item { content, .. })) => {
+                let mut known = self.references.lock().unwrap_or_else(PoisonError::into_inner);
+                known.insert(key, (Instant::now(), content.clone()));
+                Ok(Some(content))
+            }
+            Some((_, Declared::Faulty { error, .. })) => Err(BackendError::Api(error)),
+            _ => Err(BackendError::Api("the API server's answer is something else".into())),
+        }
+    }
+
+    /// A document; `None` where there is none.
+    async fn get(&self, path: &str) -> Result<Option<Value>, CallError> {
+        let headers = [(header::ACCEPT, "application/json")];
+        match self.calls.call(&Method::GET, path, &Identity::default(), &headers, &[]).await {
+            Ok((_, body)) => read(&body).map(Some),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Where an object, or with an empty name all of a kind, is.
+fn path(kind: Kind, namespace: &str, name: &str) -> String {
+    let plural = kind.other_names()[0];
+    format!("/apis/{}/v1/namespaces/{}/{plural}/{}", kind.group(), segment(namespace), segment(name))
+}
+
+impl BackendError {
+    fn api(what: &str, of: &str, error: &CallError) -> Self {
+        Self::Api(format!("cannot {what} {of}: {}", crate::class::chain(error)))
+    }
+}
+
+impl Backend for Cluster {
+    fn changes(&self) -> mpsc::Receiver<Change> {
+        let taken = self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A second caller gets a receiver whose sender is gone: no changes, and no panic.
+        taken.unwrap_or_else(|| mpsc::channel(1).1)
+    }
+
+    fn leadership(&self) -> channel::Receiver<Leadership> {
+        self.inner.leadership.clone()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.stop.send_replace(true);
+            let _ = (&mut *self.election.lock().await).await;
+        })
+    }
+
+    fn tells_of_references(&self) -> bool {
+        false
+    }
+
+    fn secret<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<SecretObject>>, BackendError>> {
+        Box::pin(async move {
+            let found = self.inner.reference(Reference::Secret, namespace, name).await?;
+            Ok(found.and_then(|content| match content {
+                Content::Secret(secret) => Some(secret),
+                _ => None,
+            }))
+        })
+    }
+
+    fn service_account<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>> {
+        Box::pin(async move {
+            let found = self.inner.reference(Reference::ServiceAccount, namespace, name).await?;
+            Ok(found.and_then(|content| match content {
+                Content::ServiceAccount(account) => Some(account),
+                _ => None,
+            }))
+        })
+    }
+
+    fn config_map<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<ConfigMap>>, BackendError>> {
+        Box::pin(async move {
+            let found = self.inner.reference(Reference::ConfigMap, namespace, name).await?;
+            Ok(found.and_then(|content| match content {
+                Content::ConfigMap(map) => Some(map),
+                _ => None,
+            }))
+        })
+    }
+
+    fn claim<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(write::claim(&self.inner, key))
+    }
+
+    fn forget<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(write::release(&self.inner, key))
+    }
+
+    fn patch_status<'a>(&'a self, key: &'a Key, status: &'a Status) -> BoxFuture<'a, Result<(), BackendError>> {
+        Box::pin(write::status(&self.inner, key, status))
+    }
+
+    fn event<'a>(&'a self, object: &'a Object, event: Event) -> BoxFuture<'a, ()> {
+        let status = self.inner.state().objects.get(&object.key).map(|known| known.status.clone());
+        self.inner.events.send(object, status.as_ref(), event);
+        Box::pin(std::future::ready(()))
+    }
+
+    fn show<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Option<Value>> {
+        let shown = self.inner.state().objects.get(key).map(|known| shown(&known.object, &known.status));
+        Box::pin(std::future::ready(shown))
+    }
+
+    fn list<'a>(&'a self) -> BoxFuture<'a, Listing> {
+        let state = self.inner.state();
+        let write = |known: &Known| serde_json::value::to_raw_value(&shown(&known.object, &known.status));
+        // Values of JSON, with text for keys, can always be written.
+        let items = state.objects.values().filter_map(|known| write(known).ok()).collect();
+        let listing = Listing { items, errors: state.errors.values().cloned().collect() };
+        Box::pin(std::future::ready(listing))
+    }
+}

@@ -1,0 +1,130 @@
+//! A daemon on the scripted API server. The same behaviours run on a real one in `tests/peers/cluster`.
+
+use serde_json::json;
+
+use crate::support::{
+    api_server::{ApiServer, Call, Fault},
+    eventually, http,
+    kubernetes::{Kubernetes as _, Scripted, Stage, path_of},
+    larder::{Larder, fetch_artifact, is_ready},
+};
+
+crate::behaviours! {
+    Some(Scripted(ApiServer::start()));
+    sources {
+        a_first_pass_costs_three_writes_and_one_without_a_change_none,
+        a_request_is_honoured_and_a_new_revision_told,
+        a_new_generation_is_observed_and_ignore_rules_make_another_artifact,
+        what_is_deleted_goes_with_its_artifact_also_suspended,
+        what_is_not_larders_is_left_strictly_alone,
+        a_git_repository_with_an_oci_url_is_a_source,
+        secrets_are_read_by_name_and_what_they_lack_is_told,
+        a_service_accounts_pull_secrets_count,
+        a_failure_takes_nothing_away_and_its_end_is_told,
+        a_spec_that_cannot_be_stalls_and_costs_no_request,
+        a_pass_that_lasts_says_so_meanwhile,
+        what_flux_stored_is_taken_over_in_one_write,
+        charts_come_through_both_kinds,
+        events_go_to_the_notification_controller_too,
+    }
+    kustomizations {
+        the_users_documents_end_with_the_deployment,
+        what_is_no_longer_there_is_pruned_and_an_empty_artifact_prunes_all,
+        an_edit_is_undone_within_an_interval_and_looking_is_cheap,
+        sources_and_dependencies_are_waited_for,
+        variables_come_from_the_spec_config_maps_and_secrets,
+        other_namespaces_can_be_forbidden,
+        what_is_suspended_rests_and_its_objects_stay_when_it_is_deleted,
+        what_another_owns_or_opts_out_is_kept,
+    }
+    replicas {
+        every_replica_serves_and_the_second_leads_when_the_first_is_killed,
+        a_replica_without_a_leader_to_ask_makes_the_artifact_from_the_registry,
+        an_update_of_all_replicas_leaves_nobody_without_an_artifact,
+        a_follower_writes_nothing,
+    }
+}
+
+/// O10: conflicts, server errors, watches that are gone, an API that is away.
+#[test]
+fn an_api_that_fails_costs_nothing_that_is_served_and_statuses_converge() {
+    let api = Scripted(ApiServer::start());
+    let stage = Stage::new(&api);
+    let content = crate::support::fixtures::files(&[("a.yaml", "1")]);
+    stage.push("team/app", "latest", &content);
+    let source = stage.oci_repository("app", "team/app", json!({}));
+    let path = path_of(&source);
+    api.create(&source);
+    let status = |call: &Call| call.is("patch", "ocirepositories/status");
+    api.0.fault(|call| call.is("patch", "ocirepositories"), 1, Fault::status(409, "Conflict"));
+    api.0.fault(status, 1, Fault::status(409, "Conflict"));
+    api.0.fault(status, 2, Fault::status(500, "InternalError"));
+    api.0.fault(status, 1, Fault::CloseAfterIt);
+    let larder = stage.serve(&[]);
+    let first = stage.ready(&path);
+    fetch_artifact(&first);
+    // A minute's outage, in which the registry moves on.
+    let larders = |call: &Call| call.headers.contains_key("authorization");
+    api.0.fault(larders, usize::MAX, Fault::status(503, "ServiceUnavailable"));
+    api.0.break_watches(crate::support::api_server::Break::Cut);
+    let digest = stage.push("team/app", "latest", &crate::support::fixtures::files(&[("a.yaml", "2")]));
+    let answer = larder.reconcile("OCIRepository", "default", "app");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    fetch_artifact(&first);
+    api.0.compact();
+    api.0.behave();
+    let ready = api.wait(&path, |object| {
+        is_ready(object) && object["status"]["artifact"]["revision"] == format!("latest@{digest}")
+    });
+    fetch_artifact(&ready);
+    fetch_artifact(&first);
+}
+
+#[test]
+fn a_crd_that_would_drop_what_is_written_keeps_larder_from_starting() {
+    let api = ApiServer::start();
+    let root = tempfile::tempdir().expect("temporary folder");
+    let list = crate::support::larder::run_json(root.path(), ["crds", "--output", "json"]);
+    for mut crd in list["items"].as_array().expect("a list").clone() {
+        if crd["metadata"]["name"] == "ocirepositories.source.toolkit.fluxcd.io" {
+            let status = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/status/properties");
+            status.expect("its status").as_object_mut().expect("fields").remove("observedIgnore");
+        }
+        api.put(crd);
+    }
+    let config = api.kubeconfig(root.path());
+    let environment = [("KUBECONFIG", config.to_str().expect("UTF-8"))];
+    let Err((status, log)) = Larder::launch(root.path(), &[], &["--kubernetes"], &environment) else {
+        panic!("it starts")
+    };
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("ocirepositories.source.toolkit.fluxcd.io would drop status.observedIgnore"), "{log}");
+    // Where that kind is not watched, it does not matter.
+    let flags = ["--kubernetes", "--watch-kind", "GitRepository"];
+    let larder = Larder::start_with(root.path(), &flags, &environment);
+    eventually("the watch", || if api.watching("gitrepositories") == 1 { Ok(()) } else { Err(String::new()) });
+    assert_eq!(api.watching("ocirepositories"), 0);
+    assert_eq!(http::get(&format!("{}/readyz", larder.admin)).status, 200);
+}
+
+#[test]
+fn without_a_cluster_it_says_what_is_missing_and_while_one_is_away_it_waits() {
+    let root = tempfile::tempdir().expect("temporary folder");
+    let Err((status, log)) = Larder::launch(root.path(), &[], &["--kubernetes"], &[]) else { panic!("it starts") };
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("set KUBECONFIG to a file, or run in a pod"), "{log}");
+    let api = Scripted(ApiServer::start());
+    api.0.fault(|_| true, usize::MAX, Fault::status(503, "ServiceUnavailable"));
+    let stage = Stage::new(&api);
+    let larder = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| stage.serve(&[]));
+        let log = stage.folder("one").join("larder.log");
+        eventually("it to say so", || {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            if log.contains("the API server is away") { Ok(()) } else { Err(log) }
+        });
+        api.0.behave();
+        starting.join().expect("it starts")
+    });
+    assert_eq!(larder.listing(), json!({ "items": [] }));
+}

@@ -1,0 +1,231 @@
+//! Kustomizations on a cluster.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Kubernetes, NAMESPACE, Stage, object, path_of, with};
+use crate::support::{
+    eventually,
+    fixtures::{Files, files},
+    larder::{condition_of, is_ready},
+};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+
+/// A ConfigMap's document.
+fn map(name: &str, value: &str) -> String {
+    json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name, "namespace": NAMESPACE }, "data": { "k": value } })
+        .to_string()
+}
+
+fn maps(named: &[(&str, &str)]) -> Files {
+    named.iter().map(|(name, value)| (format!("{name}.yaml"), map(name, value).into_bytes())).collect()
+}
+
+fn kustomization(name: &str, spec: Value) -> Value {
+    let plain = json!({ "interval": "1m", "path": "./", "prune": true, "sourceRef": { "kind": "OCIRepository", "name": "app" } });
+    with(object("Kustomization", name, plain), "/spec", spec)
+}
+
+/// A source `app` with these files.
+fn source<K: Kubernetes>(stage: &Stage<'_, K>, content: &Files) -> String {
+    stage.push("team/app", "latest", content);
+    let source = stage.oci_repository("app", "team/app", json!({}));
+    stage.api.create(&source);
+    path_of(&source)
+}
+
+fn applied<K: Kubernetes>(stage: &Stage<'_, K>, path: &str, revision: &str) -> Value {
+    stage.api.wait(path, |object| is_ready(object) && object["status"]["lastAppliedRevision"] == revision)
+}
+
+pub fn the_users_documents_end_with_the_deployment(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let deployment = |image: &str| {
+        let labels = json!({ "app": "my-app" });
+        let pod = json!({ "metadata": { "labels": labels }, "spec": { "containers": [{ "name": "app", "image": image }] } });
+        let document = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "my-app", "namespace": NAMESPACE },
+            "spec": { "replicas": 1, "selector": { "matchLabels": labels }, "template": pod } });
+        files(&[("deployment.yaml", &document.to_string())])
+    };
+    let digest = stage.push("you/my-app-config", "v1.0.0", &deployment("nginx:1"));
+    let spec = json!({ "interval": "1m", "url": stage.url("you/my-app-config"), "ref": { "tag": "v1.0.0" } });
+    let git = object("GitRepository", "my-app-oci", spec);
+    let spec = json!({ "interval": "5m", "sourceRef": { "kind": "GitRepository", "name": "my-app-oci" }, "path": "./",
+        "prune": true, "validation": "client" });
+    let wanted = object("Kustomization", "my-app-kustomization", spec);
+    api.create(&git);
+    api.create(&wanted);
+    let _larder = stage.serve(&[]);
+    let path = path_of(&wanted);
+    let done = applied(&stage, &path, &format!("v1.0.0@{digest}"));
+    assert_eq!(condition_of(&done, "Ready")["message"], format!("Applied revision: v1.0.0@{digest}"));
+    assert_eq!(done["status"]["inventory"]["entries"], json!([{ "id": "default_my-app_apps_Deployment", "v": "v1" }]));
+    let made = api.get(&format!("{DEPLOYMENTS}/my-app")).expect("applied");
+    assert_eq!(made["metadata"]["labels"]["kustomize.toolkit.fluxcd.io/name"], "my-app-kustomization");
+    let managers = made["metadata"]["managedFields"].to_string();
+    assert!(managers.contains("\"kustomize-controller\""), "{managers}");
+    let digest = stage.push("you/my-app-config", "v1.0.1", &deployment("nginx:2"));
+    api.patch(&path_of(&git), &json!({ "spec": { "ref": { "tag": "v1.0.1" } } }));
+    applied(&stage, &path, &format!("v1.0.1@{digest}"));
+    let made = api.get(&format!("{DEPLOYMENTS}/my-app")).expect("applied");
+    assert_eq!(made["spec"]["template"]["spec"]["containers"][0]["image"], "nginx:2");
+    api.delete(&path);
+    api.wait_gone(&path);
+    api.wait_gone(&format!("{DEPLOYMENTS}/my-app"));
+}
+
+pub fn what_is_no_longer_there_is_pruned_and_an_empty_artifact_prunes_all(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let origin = source(&stage, &maps(&[("a", "1"), ("b", "1")]));
+    let (pruning, keeping) = (kustomization("pruning", json!({})), path_of(&kustomization("pruning", json!({}))));
+    api.create(&pruning);
+    let _larder = stage.serve(&[]);
+    stage.ready(&keeping);
+    let digest = stage.push("team/app", "latest", &maps(&[("a", "2")]));
+    stage.request(&origin, "1");
+    applied(&stage, &keeping, &format!("latest@{digest}"));
+    assert_eq!(api.get(&format!("{MAPS}/a")).expect("applied")["data"]["k"], "2");
+    api.wait_gone(&format!("{MAPS}/b"));
+    let digest = stage.push("team/app", "latest", &files(&[("notes.txt", "nothing to apply")]));
+    stage.request(&origin, "2");
+    let done = applied(&stage, &keeping, &format!("latest@{digest}"));
+    api.wait_gone(&format!("{MAPS}/a"));
+    assert_eq!(done["status"]["inventory"]["entries"], json!([]));
+    let digest = stage.push("team/app", "latest", &maps(&[("a", "3")]));
+    stage.request(&origin, "3");
+    applied(&stage, &keeping, &format!("latest@{digest}"));
+    assert_eq!(api.get(&format!("{MAPS}/a")).expect("restored")["data"]["k"], "3");
+    // Without prune, what goes from the source stays.
+    api.patch(&keeping, &json!({ "spec": { "prune": false } }));
+    stage.ready(&keeping);
+    let digest = stage.push("team/app", "latest", &maps(&[("c", "1")]));
+    stage.request(&origin, "4");
+    applied(&stage, &keeping, &format!("latest@{digest}"));
+    api.delete(&keeping);
+    api.wait_gone(&keeping);
+    for name in ["a", "c"] {
+        assert!(api.get(&format!("{MAPS}/{name}")).is_some(), "{name} stays");
+    }
+}
+
+pub fn an_edit_is_undone_within_an_interval_and_looking_is_cheap(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    source(&stage, &maps(&[("a", "1"), ("b", "1"), ("c", "1"), ("d", "1"), ("e", "1")]));
+    let wanted = kustomization("app", json!({ "interval": "4s" }));
+    api.create(&wanted);
+    let larder = stage.serve(&[]);
+    stage.ready(&path_of(&wanted));
+    let passes = || larder.metric("larder_reconcile_total", &[("kind", "Kustomization"), ("outcome", "ok")]);
+    let (before, calls) = (passes(), api.calls().len());
+    eventually("three passes", || if passes() >= before + 3 { Ok(()) } else { Err(passes().to_string()) });
+    let asked = api.calls()[calls..].to_vec();
+    assert!(asked.iter().all(|call| call == "list configmaps"), "{asked:?}");
+    assert!(asked.len() <= 4, "{asked:?}");
+    api.patch(&format!("{MAPS}/c?fieldManager=kubectl-edit"), &json!({ "data": { "k": "edited" } }));
+    let edited = std::time::Instant::now();
+    api.wait(&format!("{MAPS}/c"), |map| map["data"]["k"] == "1");
+    assert!(edited.elapsed() < Duration::from_secs(8), "{:?}", edited.elapsed());
+    api.delete(&format!("{MAPS}/d"));
+    api.wait(&format!("{MAPS}/d"), |map| map["data"]["k"] == "1");
+    eventually("what was done to be told", || {
+        let events = api.events("Kustomization", "app");
+        if events.iter().any(|e| e.2.contains("ConfigMap/default/c configured")) { Ok(()) } else { Err(format!("{events:?}")) }
+    });
+}
+
+pub fn sources_and_dependencies_are_waited_for(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let first = kustomization("first", json!({}));
+    let second = kustomization("second", json!({ "dependsOn": [{ "name": "first" }] }));
+    let (first_path, second_path) = (path_of(&first), path_of(&second));
+    api.create(&second);
+    let _larder = stage.serve(&[]);
+    let failed = api.wait(&second_path, |o| condition_of(o, "Ready")["reason"] == "ArtifactFailed");
+    assert!(condition_of(&failed, "Ready")["message"].as_str().is_some_and(|m| m.contains("not found")));
+    source(&stage, &maps(&[("a", "1")]));
+    api.wait(&second_path, |o| condition_of(o, "Ready")["reason"] == "DependencyNotReady");
+    assert!(api.get(&format!("{MAPS}/a")).is_none());
+    api.create(&first);
+    stage.ready(&first_path);
+    stage.ready(&second_path);
+    api.patch(&first_path, &json!({ "spec": { "path": "./none" } }));
+    let failed = api.wait(&first_path, |o| condition_of(o, "Ready")["reason"] == "ArtifactFailed");
+    assert!(condition_of(&failed, "Ready")["message"].as_str().is_some_and(|m| m.contains("path not found")), "{failed}");
+}
+
+pub fn variables_come_from_the_spec_config_maps_and_secrets(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    source(&stage, &maps(&[("a", "${greeting:=hi} ${name} ${key}")]));
+    let plain = |kind: &str, name: &str, data: Value| {
+        json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name, "namespace": NAMESPACE }, "data": data })
+    };
+    api.create(&plain("ConfigMap", "vars", json!({ "name": "world" })));
+    api.create(&plain("Secret", "vars", json!({ "key": "b3Blbg==" })));
+    let from = json!([{ "kind": "ConfigMap", "name": "vars" }, { "kind": "Secret", "name": "vars" },
+        { "kind": "Secret", "name": "absent", "optional": true }]);
+    let wanted = kustomization("app", json!({ "postBuild": { "substitute": { "unused": "1" }, "substituteFrom": from } }));
+    api.create(&wanted);
+    let _larder = stage.serve(&[]);
+    stage.ready(&path_of(&wanted));
+    assert_eq!(api.get(&format!("{MAPS}/a")).expect("applied")["data"]["k"], "hi world open");
+}
+
+pub fn other_namespaces_can_be_forbidden(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let reference = json!({ "kind": "OCIRepository", "name": "app", "namespace": "flux-system" });
+    let wanted = kustomization("app", json!({ "sourceRef": reference }));
+    api.create(&wanted);
+    let _larder = stage.serve(&["--no-cross-namespace-refs"]);
+    let failed = api.wait(&path_of(&wanted), |o| condition_of(o, "Ready")["reason"] == "AccessDenied");
+    assert_eq!(condition_of(&failed, "Stalled")["status"], "True");
+}
+
+pub fn what_is_suspended_rests_and_its_objects_stay_when_it_is_deleted(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let origin = source(&stage, &maps(&[("a", "1")]));
+    let wanted = kustomization("app", json!({}));
+    let path = path_of(&wanted);
+    api.create(&wanted);
+    let _larder = stage.serve(&[]);
+    stage.ready(&path);
+    api.patch(&path, &json!({ "spec": { "suspend": true } }));
+    stage.push("team/app", "latest", &maps(&[("a", "2")]));
+    stage.request(&origin, "1");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(api.get(&format!("{MAPS}/a")).expect("applied")["data"]["k"], "1");
+    api.delete(&path);
+    api.wait_gone(&path);
+    assert!(api.get(&format!("{MAPS}/a")).is_some());
+}
+
+pub fn what_another_owns_or_opts_out_is_kept(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let mut content = maps(&[("a", "1"), ("theirs", "1")]);
+    let marked = |name: &str, key: &str, word: &str| {
+        json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name, "namespace": NAMESPACE,
+            "annotations": { format!("kustomize.toolkit.fluxcd.io/{key}"): word } }, "data": { "k": "1" } })
+        .to_string()
+        .into_bytes()
+    };
+    content.insert("kept.yaml".into(), marked("kept", "prune", "disabled"));
+    content.insert("once.yaml".into(), marked("once", "ssa", "IfNotPresent"));
+    content.insert("ignored.yaml".into(), marked("ignored", "ssa", "Ignore"));
+    let origin = source(&stage, &content);
+    let wanted = kustomization("app", json!({}));
+    api.create(&wanted);
+    let _larder = stage.serve(&[]);
+    stage.ready(&path_of(&wanted));
+    assert!(api.get(&format!("{MAPS}/ignored")).is_none());
+    let other = json!({ "metadata": { "labels": { "kustomize.toolkit.fluxcd.io/name": "another" } } });
+    api.patch(&format!("{MAPS}/theirs"), &other);
+    let digest = stage.push("team/app", "latest", &maps(&[("a", "1")]));
+    stage.request(&origin, "1");
+    applied(&stage, &path_of(&wanted), &format!("latest@{digest}"));
+    api.wait_gone(&format!("{MAPS}/once"));
+    for name in ["kept", "theirs", "a"] {
+        assert!(api.get(&format!("{MAPS}/{name}")).is_some(), "{name}");
+    }
+}
