@@ -142,7 +142,7 @@ impl Config {
             objects: settings.objects,
             kubernetes: settings.kubernetes.unwrap_or(false),
             watch_label_selector: settings.watch_label_selector,
-            watch_kinds: watch_kinds(&settings.watch_kind),
+            watch_kinds: watch_kinds(&settings.watch_kind, settings.external_artifacts == Some(true)),
             replica_address: settings.replica_address,
             events_addr: settings.events_addr,
             cross_namespace_references: !settings.no_cross_namespace_refs.unwrap_or(false),
@@ -192,11 +192,12 @@ impl Config {
     }
 }
 
-/// Each once; a chart needs its HelmRepository.
-fn watch_kinds(named: &[WatchKind]) -> Vec<Kind> {
+/// Each once; a chart needs its HelmRepository. Where artifacts are only published, no Kustomization is applied.
+fn watch_kinds(named: &[WatchKind], only_publishes: bool) -> Vec<Kind> {
     let named = |kind: Kind| named.is_empty() || named.contains(&WatchKind(kind));
     let needed = |kind: Kind| named(kind) || (kind == Kind::HelmRepository && named(Kind::HelmChart));
-    Kind::ALL.into_iter().filter(|kind| needed(*kind)).collect()
+    let applied = |kind: Kind| kind == Kind::Kustomization && only_publishes;
+    Kind::ALL.into_iter().filter(|kind| needed(*kind) && !applied(*kind)).collect()
 }
 
 /// The JSON schema of the configuration file, for `larder config schema`.

@@ -30,8 +30,7 @@ use crate::{
     config::{Address, Config, HostPort},
     mirror::Mirror,
     objects::{
-        Backend, BackendError, BoxFuture, Change, Directory, Event, Key, Listing, Object, SecretObject, ServiceAccount,
-        Status,
+        Backend, BackendError, BoxFuture, Change, Event, Key, Listing, Object, SecretObject, ServiceAccount, Status,
     },
     oci,
     pull::{PullError, Puller},
@@ -179,17 +178,9 @@ impl Node {
         let mirrors = mirrors.unwrap_or_default().into_iter().map(|listener| listener.like(&workers, tls.as_ref()));
         let mirrors: Vec<MirrorListener> = mirrors.collect();
         let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let (backend, applier): (Arc<dyn Backend>, _) = if config.kubernetes {
-            let (cluster, applier) = tokio::select! {
-                connected = cluster::connect(&config, &surroundings, &hostname, artifacts.address()) => connected?,
-                () = shutdown.wait() => return Err(NodeError::Stopped),
-            };
-            (Arc::new(cluster), Some(applier))
-        } else {
-            match &config.objects {
-                Some(directory) => (Arc::new(Directory::open(directory, &config.data).await?), None),
-                None => (Arc::new(Nothing), None),
-            }
+        let cluster::Objects { backend, applier, producer } = tokio::select! {
+            objects = cluster::objects(&config, &surroundings, &hostname, artifacts.address()) => objects?,
+            () = shutdown.wait() => return Err(NodeError::Stopped),
         };
         let published = Published::default();
         let mut insecure_registries: Vec<_> = config.insecure_registries.iter().filter_map(as_registry).collect();
@@ -264,6 +255,9 @@ impl Node {
             serving.spawn(upkeep::scrub(store.clone(), config.store_scrub_bytes_per_second.0, shutdown.clone()));
             serving.spawn(sync(store.clone(), shutdown.clone()));
             serving.spawn(collect(control, shutdown));
+        }
+        if let Some(producer) = producer {
+            producer.begin();
         }
         tracing::info!(registry = %node.registry, artifacts = %node.artifacts, admin = %node.admin, "ready");
         Ok(node)

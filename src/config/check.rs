@@ -2,8 +2,8 @@
 
 use std::{collections::HashSet, fmt, path::Path};
 
-use super::{Address, ByteSize, Config, Settings, Surroundings, UpstreamSettings};
-use crate::{class::Class, mirror::UpstreamConfig, oci, server::registry::access::Subject};
+use super::{Address, ByteSize, Config, Settings, Surroundings, UpstreamSettings, WatchKind};
+use crate::{class::Class, mirror::UpstreamConfig, objects::Kind, oci, server::registry::access::Subject};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +85,14 @@ pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
     }
     if settings.external_artifacts == Some(true) && settings.objects.is_none() && settings.kubernetes != Some(true) {
         wrong("externalArtifacts needs objects or kubernetes, for where the sources come from".into());
+    }
+    if settings.external_artifacts == Some(true) {
+        if settings.events_addr.is_some() {
+            wrong("eventsAddr and externalArtifacts exclude each other: events are about objects that Larder writes".into());
+        }
+        if settings.watch_kind.contains(&WatchKind(Kind::Kustomization)) {
+            wrong("watchKind: with externalArtifacts Kustomizations stay Flux's; name kinds of sources only".into());
+        }
     }
     let mut hosts = HashSet::new();
     for upstream in &settings.upstreams {

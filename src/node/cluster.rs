@@ -1,12 +1,17 @@
 //! The way to a cluster.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::Surroundings;
+use super::{Nothing, NodeError, Surroundings};
 use crate::{
     apply::cluster::Applier,
+    blocking,
     config::Config,
-    objects::cluster::{Cluster, Settings, SetupError},
+    objects::{
+        Backend, Directory, Producer,
+        cluster::{Cluster, Settings, SetupError},
+        producer::{self, Kept},
+    },
 };
 
 /// How long a pass over a source may last before its status says that it is under way.
@@ -16,29 +21,88 @@ pub const MOMENT: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// Nothing says where it is.
-    #[error(
-        "--kubernetes: there is no cluster to work on: set KUBECONFIG to a file, or run in a pod with a ServiceAccount's \
-         token"
-    )]
+    #[error("there is no cluster to work on: set KUBECONFIG to a file, or run in a pod with a ServiceAccount's token")]
     Nowhere(#[source] Box<kube::config::InferConfigError>),
     /// Its address or certificates cannot be used.
-    #[error("--kubernetes: the cluster's address or credentials cannot be used")]
+    #[error("the cluster's address or credentials cannot be used")]
     Client(#[source] Box<kube::Error>),
     /// It is not as it should be.
     #[error(transparent)]
     Setup(#[from] SetupError),
 }
 
-/// The cluster of KUBECONFIG, or the one that this runs in; and what applies to it. `artifacts` is where this replica serves.
-pub async fn connect(
+/// Where the objects come from, and what is done about them in a cluster.
+pub struct Objects {
+    /// The objects.
+    pub backend: Arc<dyn Backend>,
+    /// What applies Kustomizations.
+    pub applier: Option<Applier>,
+    /// What publishes artifacts; it is to be told when they can be fetched.
+    pub producer: Option<Arc<Producer>>,
+}
+
+/// The objects of a directory, of a cluster, or none. `artifacts` is where this replica serves.
+pub async fn objects(
     config: &Config,
     surroundings: &Surroundings,
     hostname: &str,
     artifacts: SocketAddr,
-) -> Result<(Cluster, Applier), ClusterError> {
+) -> Result<Objects, NodeError> {
+    if config.kubernetes && !config.external_artifacts {
+        let (client, namespace) = client(surroundings).await?;
+        let applier = Some(Applier::new(client.clone()));
+        let backend = Arc::new(cluster(client, namespace, config, surroundings, hostname, artifacts).await?);
+        return Ok(Objects { backend, applier, producer: None });
+    }
+    let sources: Arc<dyn Backend> = match &config.objects {
+        _ if config.kubernetes => {
+            let (client, namespace) = client(surroundings).await?;
+            let cluster = cluster(client, namespace, config, surroundings, hostname, artifacts).await?;
+            Arc::new(Kept::open(Arc::new(cluster), &config.data).await?)
+        }
+        Some(directory) => Arc::new(Directory::open(directory, &config.data).await?),
+        None => Arc::new(Nothing),
+    };
+    if !config.external_artifacts {
+        return Ok(Objects { backend: sources, applier: None, producer: None });
+    }
+    let (client, _) = client(surroundings).await?;
+    let settings = producer::Settings { producer: name(config, hostname).await, owned: config.kubernetes };
+    let producer = Arc::new(Producer::new(sources, client, settings));
+    Ok(Objects { backend: Arc::clone(&producer) as Arc<dyn Backend>, applier: None, producer: Some(producer) })
+}
+
+/// Which producer this is, for as long as its sources come from the same place: a label's value.
+async fn name(config: &Config, hostname: &str) -> String {
+    let sources = match &config.objects {
+        Some(directory) => {
+            let directory = directory.clone();
+            let whole = blocking::io(move || directory.canonicalize().unwrap_or(directory)).await;
+            format!("{hostname}\0{}", whole.display())
+        }
+        // All replicas of a shard are one.
+        None => config.watch_label_selector.clone().unwrap_or_default(),
+    };
+    let hash = blake3::hash(sources.as_bytes()).to_hex();
+    format!("{}-{}", if config.kubernetes { "cluster" } else { "files" }, &hash[..16])
+}
+
+/// The way to the cluster of KUBECONFIG, or to the one that this runs in; and the namespace for what Larder keeps there.
+async fn client(surroundings: &Surroundings) -> Result<(kube::Client, String), ClusterError> {
     let found = kube::Config::infer().await.map_err(|error| ClusterError::Nowhere(error.into()))?;
     let namespace = surroundings.pod_namespace.clone().unwrap_or_else(|| found.default_namespace.clone());
     let client = kube::Client::try_from(found).map_err(|error| ClusterError::Client(error.into()))?;
+    Ok((client, namespace))
+}
+
+async fn cluster(
+    client: kube::Client,
+    namespace: String,
+    config: &Config,
+    surroundings: &Surroundings,
+    hostname: &str,
+    artifacts: SocketAddr,
+) -> Result<Cluster, ClusterError> {
     let settings = Settings {
         kinds: config.watch_kinds.clone(),
         selector: config.watch_label_selector.clone(),
@@ -49,7 +113,7 @@ pub async fn connect(
             None => (!artifacts.ip().is_unspecified()).then(|| format!("http://{artifacts}")),
         },
         events: config.events_addr.clone(),
+        only_read: config.external_artifacts,
     };
-    let applier = Applier::new(client.clone());
-    Ok((Cluster::open(client, settings).await?, applier))
+    Ok(Cluster::open(client, settings).await?)
 }

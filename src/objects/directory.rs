@@ -20,7 +20,7 @@
 //! confirmed is there, also after a power cut. Documents removed meanwhile are told as deleted at the next start.
 
 mod load;
-mod record;
+pub(super) mod record;
 mod scan;
 mod watch;
 
@@ -46,7 +46,7 @@ use self::{
 };
 use super::{
     Backend, BackendError, BoxFuture, Change, ConfigMap, DocumentError, Event, Key, Listing, Object, SecretObject,
-    ServiceAccount, Status,
+    ServiceAccount, Status, log_event,
     manifest::{Content, DependencyKind},
     shown::shown,
 };
@@ -414,13 +414,15 @@ impl Backend for Directory {
     }
 
     fn event<'a>(&'a self, object: &'a Object, event: Event) -> BoxFuture<'a, ()> {
-        let Event { normal, reason, message, class } = event;
-        if normal {
-            tracing::info!(key = %object.key, reason, "{message}");
-        } else {
-            tracing::warn!(key = %object.key, reason, class = class.map(tracing::field::display), "{message}");
-        }
+        log_event(&object.key, &event);
         Box::pin(std::future::ready(()))
+    }
+
+    fn is_gone<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<bool, BackendError>> {
+        let state = self.inner.state();
+        // A document that cannot be read may be the one about it.
+        let gone = state.errors.is_empty() && !state.objects.get(key).is_some_and(|k| k.object.is_ours());
+        Box::pin(std::future::ready(Ok(gone)))
     }
 
     fn show<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Option<Value>> {

@@ -11,6 +11,7 @@ pub mod duration;
 pub mod external_artifact;
 pub mod kustomization;
 pub mod manifest;
+pub mod producer;
 pub mod schema;
 mod shown;
 pub mod source;
@@ -28,6 +29,7 @@ pub use directory::{Directory, kept_artifacts};
 pub use duration::FluxDuration;
 pub use kustomization::KustomizationSpec;
 pub use source::{GitRepositorySpec, HelmChartSpec, HelmRepositorySpec, OciRepositorySpec};
+pub use producer::Producer;
 pub use status::{Artifact, Inventory, InventoryEntry, Status};
 pub use view::{SourceView, Wanted, as_source};
 
@@ -234,6 +236,16 @@ pub struct Event {
     pub class: Option<Class>,
 }
 
+/// An event where only the log is told of it.
+fn log_event(key: &Key, event: &Event) {
+    let Event { normal, reason, message, class } = event;
+    if *normal {
+        tracing::info!(%key, reason, "{message}");
+    } else {
+        tracing::warn!(%key, reason, class = class.map(tracing::field::display), "{message}");
+    }
+}
+
 /// A future that a dyn trait can return.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -319,6 +331,12 @@ pub trait Backend: Send + Sync + 'static {
     fn forget<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {
         let _ = key;
         Box::pin(async { Ok(()) })
+    }
+    /// Whether an object is surely not there any more: asked before what others see of one is taken away that nobody has
+    /// told the end of.
+    fn is_gone<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<bool, BackendError>> {
+        let _ = key;
+        Box::pin(async { Ok(false) })
     }
     /// Keeps a status; it is durable when this returns. Of no effect for an object that is gone.
     fn patch_status<'a>(&'a self, key: &'a Key, status: &'a Status) -> BoxFuture<'a, Result<(), BackendError>>;

@@ -37,6 +37,7 @@ use self::{
     events::{EventSink, Notifications},
     known::Known,
 };
+pub(super) use self::write::difference;
 pub use self::{check::SetupError, events::NotificationsError};
 use super::{
     Backend, BackendError, BoxFuture, Change, ConfigMap, DocumentError, Event, Key, Kind, Leadership, Listing, Object,
@@ -70,6 +71,8 @@ pub struct Settings {
     pub replica: Option<String>,
     /// Flux's notification-controller.
     pub events: Option<String>,
+    /// The objects are not written at all: whether their CRDs keep what Larder writes does not matter.
+    pub only_read: bool,
 }
 
 /// The objects of a cluster. Dropping it ends the watches, and gives the Lease back.
@@ -124,7 +127,7 @@ impl Cluster {
     /// A CRD that would drop what Larder writes; an address for notifications that is none.
     pub async fn open(client: kube::Client, settings: Settings) -> Result<Self, SetupError> {
         let calls = Calls::new(client.clone());
-        check::crds(&calls, &settings.kinds).await?;
+        check::crds(&calls, if settings.only_read { &[] } else { &settings.kinds }).await?;
         let notifications = settings.events.as_deref().map(Notifications::new).transpose()?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (leading, leadership) = channel::channel(Leadership::Following(None));
@@ -315,6 +318,19 @@ impl Backend for Cluster {
 
     fn patch_status<'a>(&'a self, key: &'a Key, status: &'a Status) -> BoxFuture<'a, Result<(), BackendError>> {
         Box::pin(write::status(&self.inner, key, status))
+    }
+
+    fn is_gone<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<bool, BackendError>> {
+        Box::pin(async move {
+            // A list, so that the selector counts; and so that a kind which may not be read is no kind without objects.
+            let mut query = format!("{}?fieldSelector=metadata.name%3D{}", path(key.kind, &key.namespace, ""), segment(&key.name));
+            if let Some(selector) = &self.inner.settings.selector {
+                query.push_str(&format!("&labelSelector={}", segment(selector)));
+            }
+            let query = query.replacen("/?", "?", 1);
+            let found = self.inner.get(&query).await.map_err(|e| BackendError::api("look for", &key.to_string(), &e))?;
+            Ok(found.is_some_and(|list| list["items"].as_array().is_some_and(Vec::is_empty)))
+        })
     }
 
     fn event<'a>(&'a self, object: &'a Object, event: Event) -> BoxFuture<'a, ()> {

@@ -152,7 +152,7 @@ pub async fn status(inner: &Inner, key: &Key, status: &Status) -> Result<(), Bac
 }
 
 /// A JSON merge patch (RFC 7396) from one value to another, if they differ.
-fn difference(before: &Value, after: &Value) -> Option<Value> {
+pub fn difference(before: &Value, after: &Value) -> Option<Value> {
     match (before, after) {
         _ if before == after => None,
         (Value::Object(before), Value::Object(after)) => {

@@ -19,7 +19,7 @@ use crate::objects::{Key, Kind, Metadata, Status, schema::check_dns};
 /// What is kept of an object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Record {
+pub struct Record {
     /// The file that declared it.
     pub file: String,
     /// As it was last told, `generation` included.
@@ -33,7 +33,7 @@ pub(super) struct Record {
 
 /// The folder of all records.
 #[derive(Clone, Debug)]
-pub(super) struct Records {
+pub struct Records {
     root: PathBuf,
 }
 
