@@ -6,7 +6,7 @@ use crate::support::{
     api_server::{ApiServer, Call, Fault},
     eventually, http,
     kubernetes::{Kubernetes as _, Scripted, Stage, path_of},
-    larder::{Larder, fetch_artifact, is_ready},
+    larder::{Larder, fetch_artifact, is_ready, write_objects},
 };
 
 crate::behaviours! {
@@ -36,6 +36,16 @@ crate::behaviours! {
         other_namespaces_can_be_forbidden,
         what_is_suspended_rests_and_its_objects_stay_when_it_is_deleted,
         what_another_owns_or_opts_out_is_kept,
+    }
+    producer {
+        files_are_published_in_two_writes_and_without_a_change_in_none,
+        what_goes_from_the_files_goes_from_the_cluster_also_while_larder_is_down,
+        labelled_objects_are_only_read,
+        a_namespace_that_is_missing_is_told_and_waited_for,
+        sources_of_two_kinds_with_one_name_have_two,
+        a_failure_is_told_with_a_producers_reason_and_takes_nothing_away,
+        what_others_change_is_put_right_and_what_is_not_larders_is_left_alone,
+        replicas_that_publish_have_one_leader_and_all_serve,
     }
     replicas {
         every_replica_serves_and_the_second_leads_when_the_first_is_killed,
@@ -127,4 +137,42 @@ fn without_a_cluster_it_says_what_is_missing_and_while_one_is_away_it_waits() {
         starting.join().expect("it starts")
     });
     assert_eq!(larder.listing(), json!({ "items": [] }));
+}
+
+#[test]
+fn what_is_published_stays_served_while_the_api_is_away_and_is_brought_up_to_date_after() {
+    let api = Scripted(ApiServer::start());
+    let stage = Stage::new(&api);
+    let content = |text: &str| crate::support::fixtures::files(&[("a.yaml", text)]);
+    stage.push("team/app", "latest", &content("1"));
+    let folder = stage.folder("one");
+    write_objects(&folder, "app.yaml", &[stage.oci_repository("app", "team/app", json!({ "interval": "1s" }))]);
+    let (config, objects) = (api.0.kubeconfig(&folder), folder.join("objects"));
+    let flags = ["--objects", objects.to_str().expect("UTF-8"), "--external-artifacts", "--artifact-advertise", "larder.example",
+        "--artifact-retention-ttl", "0s", "--artifact-retention-records", "1"];
+    let environment = [("KUBECONFIG", config.to_str().expect("UTF-8"))];
+    let larder = Larder::start_with(&folder, &flags, &environment);
+    let path = "/apis/source.toolkit.fluxcd.io/v1/namespaces/default/externalartifacts/app";
+    let first = api.wait(path, |object| !object["status"]["artifact"].is_null());
+    assert_eq!(larder.stop(), Some(0));
+    // It begins while nothing answers, and the registry has moved on.
+    api.0.fault(|call| call.headers.contains_key("authorization"), usize::MAX, Fault::status(503, "ServiceUnavailable"));
+    let digest = stage.push("team/app", "latest", &content("2"));
+    let larder = Larder::start_with(&folder, &flags, &environment);
+    let served = |object: &serde_json::Value| {
+        let path = object["status"]["artifact"]["path"].as_str().expect("a path");
+        assert_eq!(http::get(&format!("{}/{path}", larder.artifacts)).status, 200);
+    };
+    served(&first);
+    eventually("the new artifact to be known", || {
+        let object = larder.object("OCIRepository", "default", "app").expect("shown");
+        if object["status"]["artifact"]["revision"] == format!("latest@{digest}") { Ok(()) } else { Err(object.to_string()) }
+    });
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    served(&first);
+    api.0.behave();
+    let second = api.wait(path, |object| object["status"]["artifact"]["revision"] == format!("latest@{digest}"));
+    served(&second);
+    let ready = larder.wait_ready("OCIRepository", "default", "app");
+    assert_eq!(ready["status"]["artifact"], second["status"]["artifact"]);
 }

@@ -112,8 +112,9 @@ pub async fn live(inner: Arc<Inner>, client: kube::Client, to: mpsc::Sender<Chan
                 if state.live.get(&name).is_some_and(|known| known.uid == live.uid) {
                     state.live.remove(&name);
                 }
+                let wanting = state.wanting(&name);
                 drop(state);
-                live.source().into_iter().for_each(|key| inner.look_at(key));
+                wanting.into_iter().chain(live.source()).for_each(|key| inner.look_at(key));
             }
         }
     }
@@ -148,13 +149,12 @@ async fn there(inner: &Arc<Inner>, object: DynamicObject, to: &mpsc::Sender<Chan
     let (name, live) = Live::read(object);
     let (source, artifact) = (live.source(), live.status.artifact.clone());
     inner.note(name.clone(), live);
-    if let Some(key) = source {
-        if !inner.is_leading() {
-            observed(inner, &key, artifact, to).await;
-        }
-        if *inner.listed.borrow() == Listed::All {
-            inner.look_at(key);
-        }
+    if let Some(key) = source.as_ref().filter(|_| !inner.is_leading()) {
+        observed(inner, key, artifact, to).await;
+    }
+    if *inner.listed.borrow() == Listed::All {
+        let wanting = inner.state().wanting(&name);
+        wanting.into_iter().chain(source).for_each(|key| inner.look_at(key));
     }
     Some(name)
 }

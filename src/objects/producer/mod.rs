@@ -118,6 +118,16 @@ impl State {
             .filter(|(_, live)| live.is_larders() && live.source().as_ref() == Some(key))
     }
 
+    /// The sources that want this name.
+    fn wanting(&self, (namespace, name): &Name) -> Vec<Key> {
+        let named = KINDS.into_iter().flat_map(|kind| {
+            let plain = name.strip_suffix(&*kind.lower()).and_then(|name| name.strip_suffix('-'));
+            [Some(&**name), plain].into_iter().flatten().map(move |name| Key::new(kind, namespace, name))
+        });
+        let living = |key: &Key| self.sources.get(key).is_some_and(|source| !source.going);
+        named.filter(|key| living(key) && name_of(key, &self.sources, &self.live) == *name).collect()
+    }
+
     fn artifact_of(&self, key: &Key) -> Option<Artifact> {
         self.of(key).find_map(|(_, live)| live.status.artifact.clone())
     }
@@ -263,7 +273,8 @@ impl Inner {
                 let wanted = Wanted::of(key, source, &name.1, producer, *owned);
                 (state.live.get(&name).cloned(), name, wanted)
             });
-            let there = state.of(key).filter(|(_, live)| live.is_of(producer));
+            // One that somebody made name this source is put right and not deleted.
+            let there = state.of(key).filter(|(name, live)| live.is_of(producer) && state.wanting(name).is_empty());
             (there.map(|(name, live)| (name.clone(), live.clone())).collect::<Vec<_>>(), going, plan)
         };
         match plan {

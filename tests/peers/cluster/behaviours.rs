@@ -90,6 +90,16 @@ crate::behaviours! {
         what_is_suspended_rests_and_its_objects_stay_when_it_is_deleted,
         what_another_owns_or_opts_out_is_kept,
     }
+    producer {
+        files_are_published_in_two_writes_and_without_a_change_in_none,
+        what_goes_from_the_files_goes_from_the_cluster_also_while_larder_is_down,
+        labelled_objects_are_only_read,
+        a_namespace_that_is_missing_is_told_and_waited_for,
+        sources_of_two_kinds_with_one_name_have_two,
+        a_failure_is_told_with_a_producers_reason_and_takes_nothing_away,
+        what_others_change_is_put_right_and_what_is_not_larders_is_left_alone,
+        replicas_that_publish_have_one_leader_and_all_serve,
+    }
     replicas {
         every_replica_serves_and_the_second_leads_when_the_first_is_killed,
         a_replica_without_a_leader_to_ask_makes_the_artifact_from_the_registry,

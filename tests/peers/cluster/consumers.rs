@@ -12,7 +12,7 @@ use crate::{
     need::need,
     support::{
         announce, corpus, eventually,
-        fixtures::{Files, gzip, tar_of},
+        fixtures::{Files, files, gzip, tar_of},
         larder::{Larder, condition_of, is_ready, text},
     },
 };
@@ -217,4 +217,47 @@ fn helm_controller_installs_podinfo_from_an_oci_repository_and_from_a_helm_chart
     installed(&path, &second);
     let deployment = stage.cluster.wait(&format!("{DEPLOYMENTS}/by-chart-podinfo"), |_| true);
     assert!(image(&deployment).ends_with(&second), "{}", image(&deployment));
+}
+
+#[test]
+fn kustomize_controller_applies_from_what_is_published_of_files() {
+    need!("docker-registry");
+    need_cluster!();
+    if !has("kustomize-controller") {
+        return;
+    }
+    let stage = Stage::new();
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let content = |value: &str| {
+        let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "made", "namespace": NAMESPACE },
+            "data": { "k": value } });
+        files(&[("map.yaml", &map.to_string())])
+    };
+    let first = stage.world.registry.push_files("app", "latest", &content("1"));
+    stage.world.write(&[stage.world.oci_repository("app", "app", json!({}))]);
+    let config = stage.cluster.kubeconfig("larder");
+    let objects = stage.world.path().join("objects");
+    let flags = ["--objects", objects.to_str().expect("UTF-8"), "--external-artifacts"];
+    let environment = [("KUBECONFIG", config.to_str().expect("UTF-8"))];
+    let larder = Larder::start_with(stage.world.path(), &flags, &environment);
+    let gate = ["--feature-gates=ExternalArtifact=true"];
+    let _controller = stage.cluster.controller_with("kustomize-controller", &larder.artifacts, &gate);
+
+    let source = json!({ "sourceRef": { "kind": "ExternalArtifact", "name": "app" } });
+    stage.cluster.create(KUSTOMIZATIONS, &kustomization("app", "app", source));
+    let path = format!("{KUSTOMIZATIONS}/app");
+    let applied = |revision: String| {
+        stage.ready(&path, "kustomize-controller", |object| object["status"]["lastAppliedRevision"] == revision)
+    };
+    applied(format!("latest@{}", first.digest));
+    assert_eq!(stage.cluster.object(&format!("{maps}/made")).expect("applied")["data"]["k"], "1");
+    let second = stage.world.registry.push_files("app", "latest", &content("2"));
+    assert_eq!(larder.reconcile("OCIRepository", NAMESPACE, "app").status, 200);
+    applied(format!("latest@{}", second.digest));
+    assert_eq!(stage.cluster.object(&format!("{maps}/made")).expect("applied")["data"]["k"], "2");
+    let written = stage.cluster.audited();
+    let writes = written.iter().filter(|call| !["get", "list", "watch"].contains(&text(call, "/verb")));
+    let mut writes: Vec<&str> = writes.map(|call| text(call, "/objectRef/resource")).collect();
+    writes.dedup();
+    assert_eq!(writes, ["externalartifacts"], "nothing of Flux's is written by Larder");
 }

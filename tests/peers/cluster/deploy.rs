@@ -15,8 +15,8 @@ const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
 const LARDER: &str = "system:serviceaccount:larder-system:larder";
 
 /// What can be installed.
-const INSTALLATIONS: [&str; 8] =
-    ["sources", "full", "tenants", "controller", "beside-flux", "mirror", "mirror-metrics", "monitoring"];
+const INSTALLATIONS: [&str; 9] =
+    ["sources", "full", "tenants", "controller", "beside-flux", "producer", "mirror", "mirror-metrics", "monitoring"];
 
 /// The kinds of the Prometheus Operator that `monitoring` needs, without their schemas.
 fn operators() -> Vec<Value> {
@@ -91,8 +91,7 @@ fn every_installation_is_taken_without_a_warning() {
     let cluster = Cluster::start(root.path());
     cluster.install(&operators());
     // The namespaces have to be there before the server looks at what is in them.
-    for overlay in ["sources", "full", "tenants", "controller", "beside-flux", "mirror", "mirror-metrics", "monitoring"]
-    {
+    for overlay in INSTALLATIONS {
         let folder = Path::new(DEPLOY).join(overlay);
         let folder = folder.to_str().expect("UTF-8");
         let (said, complaint) = kubectl(&cluster, &["apply", "--validate=strict", "-k", folder]);
@@ -149,4 +148,32 @@ fn larder_may_do_what_it_needs_and_no_more() {
 
     apply("full");
     assert!(within("default", "create", "deployments.apps"));
+}
+
+#[test]
+fn a_producer_may_write_external_artifacts_and_nothing_else() {
+    need_cluster!();
+    if !has("kubectl") {
+        return;
+    }
+    let root = tempfile::tempdir().expect("temporary folder");
+    let cluster = Cluster::start_with(root.path(), Setup { rbac: true, controllers: false });
+    cluster.install_larders();
+    let (_, complaint) = kubectl(&cluster, &["apply", "-k", &format!("{DEPLOY}/producer")]);
+    assert_eq!(complaint, "");
+    let listed = format!("--as={LARDER}");
+    let (rights, _) = kubectl(&cluster, &["auth", "can-i", "--list", "--no-headers", "--namespace", "flux-system", &listed]);
+    let of_flux: Vec<Vec<&str>> = rights
+        .lines()
+        .filter(|line| line.contains("toolkit.fluxcd.io") || line.contains("secrets") || line.contains("events"))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    for right in &of_flux {
+        let written = right.join(" ").contains("[patch]") || right.join(" ").contains("create");
+        assert!(!written || right[0].starts_with("externalartifacts"), "{right:?}");
+    }
+    assert_eq!(of_flux.len(), 6, "{rights}");
+    for verb in ["get", "list", "watch", "create", "patch", "delete"] {
+        assert!(can(&cluster, &[verb, "externalartifacts.source.toolkit.fluxcd.io", "--all-namespaces"]), "{verb}");
+    }
 }

@@ -345,6 +345,11 @@ impl Cluster {
 
     /// Starts one of Flux's controllers outside of the cluster, as the user `flux`, with its artifacts at this host.
     pub fn controller(&self, program: &str, artifacts: &str) -> Program {
+        self.controller_with(program, artifacts, &[])
+    }
+
+    /// The same with more flags.
+    pub fn controller_with(&self, program: &str, artifacts: &str, flags: &[&str]) -> Program {
         let config = self.kubeconfig("flux").display().to_string();
         let arguments = ["--metrics-addr=127.0.0.1:0", "--health-addr=127.0.0.1:0", "--requeue-dependency=1s"];
         let environment = [
@@ -353,7 +358,8 @@ impl Cluster {
             ("SOURCE_CONTROLLER_LOCALHOST", artifacts.trim_start_matches("http://")),
         ];
         let log = self.folder.join(format!("{program}.log"));
-        Program::start_with(&assets().join(program), &arguments.map(str::to_owned), &environment, &log)
+        let arguments: Vec<String> = arguments.iter().chain(flags).map(|flag| (*flag).to_owned()).collect();
+        Program::start_with(&assets().join(program), &arguments, &environment, &log)
     }
 
     /// The end of a program's log: `api`, `controllers`, or one of Flux's controllers.

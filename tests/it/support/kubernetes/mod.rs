@@ -2,6 +2,7 @@
 //! real one.
 
 pub mod kustomizations;
+pub mod producer;
 pub mod replicas;
 pub mod sources;
 
