@@ -5,6 +5,7 @@
 //! upstream is asked before the daemon is ready. Drain order: listeners stop accepting and end what is under way, passes
 //! stop, the store is synced and its counters noted.
 
+mod logins;
 mod mirrors;
 mod orders;
 mod upkeep;
@@ -26,7 +27,7 @@ use crate::{
     apply::confine::Launcher,
     artifact::{build::Caps, publish::Published},
     blocking,
-    config::{Address, Config, HostPort},
+    config::{Address, Config, Feature, HostPort},
     mirror::Mirror,
     objects::{
         Backend, BackendError, BoxFuture, Change, Directory, Event, Key, Listing, Object, SecretObject, ServiceAccount,
@@ -35,7 +36,7 @@ use crate::{
     oci,
     pull::{PullError, Puller},
     reconciler::{self, NotDone, Reconciler, Rendering},
-    registry::{self, Client, ProxyEnvironment, RegistryError},
+    registry::{self, Client, ProxyEnvironment, RegistryError, login},
     server::{
         Admin, Artifacts, Bound, Control, Handler, Limits, Order, OrderFailure, Refusal, Registry, Tls, TlsError,
         Workers,
@@ -77,6 +78,8 @@ pub struct Surroundings {
     pub program: PathBuf,
     /// The environment's proxies.
     pub proxies: ProxyEnvironment,
+    /// This process's identities in clouds.
+    pub identities: login::Environment,
 }
 
 impl Surroundings {
@@ -86,6 +89,7 @@ impl Surroundings {
             search: std::env::var_os("PATH"),
             program: std::env::current_exe()?,
             proxies: ProxyEnvironment::read(|name| std::env::var(name).ok()),
+            identities: login::Environment::read(|name| std::env::var(name).ok()),
         })
     }
 }
@@ -167,15 +171,16 @@ impl Node {
             Some(path) => Some(read_token(path)?),
             None => None,
         };
-        let client = Client::new(client_config(&config, surroundings.proxies))?;
-        let puller = Puller::new(store.clone(), client)?;
-        let (mirror, mirrors) = mirrors::set_up(&config, &puller).await?.unzip();
-        let mirrors = mirrors.unwrap_or_default().into_iter().map(|listener| listener.like(&workers, tls.as_ref()));
-        let mirrors: Vec<MirrorListener> = mirrors.collect();
         let backend: Arc<dyn Backend> = match &config.objects {
             Some(directory) => Arc::new(Directory::open(directory, &config.data).await?),
             None => Arc::new(Nothing),
         };
+        let login = logins::of(&backend, surroundings.identities);
+        let client = Client::new(client_config(&config, surroundings.proxies, login))?;
+        let puller = Puller::new(store.clone(), client)?;
+        let (mirror, mirrors) = mirrors::set_up(&config, &puller).await?.unzip();
+        let mirrors = mirrors.unwrap_or_default().into_iter().map(|listener| listener.like(&workers, tls.as_ref()));
+        let mirrors: Vec<MirrorListener> = mirrors.collect();
         let published = Published::default();
         let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let mut insecure_registries: Vec<_> = config.insecure_registries.iter().filter_map(as_registry).collect();
@@ -188,6 +193,7 @@ impl Node {
             concurrency: config.concurrency,
             insecure_registries,
             insecure_allowed: config.insecure_allow_http,
+            object_level_identity: config.is_on(Feature::ObjectLevelWorkloadIdentity),
             retention: config.artifact_retention_ttl.get(),
             retention_records: config.artifact_retention_records,
             caps: Caps::default(),
@@ -335,12 +341,13 @@ fn as_registry(host: &HostPort) -> Option<oci::Registry> {
     host.to_string().parse().ok()
 }
 
-fn client_config(config: &Config, proxies: ProxyEnvironment) -> registry::Config {
+fn client_config(config: &Config, proxies: ProxyEnvironment, login: login::Config) -> registry::Config {
     registry::Config {
         egress_allow: config.egress_allow.iter().map(ToString::to_string).collect(),
         egress_deny: config.egress_deny.iter().map(ToString::to_string).collect(),
         token_realms: config.token_realms.iter().map(ToString::to_string).collect(),
         proxies,
+        login,
         ..registry::Config::default()
     }
 }

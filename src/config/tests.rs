@@ -48,7 +48,7 @@ fn every_flag_has_its_variable_and_its_key() {
         assert_eq!(known, flag != "config", "{key}");
         seen += 1;
     }
-    assert_eq!(seen, 25);
+    assert_eq!(seen, 26);
     assert_eq!(schema["additionalProperties"], false);
     assert!(schema["properties"]["upstreams"].is_object());
 }

@@ -49,6 +49,8 @@ pub(super) struct Session {
     /// The metrics' label.
     pub(super) upstream: Arc<str>,
     pub(super) known: Mutex<Known>,
+    /// What the last login came to, where the credentials are one.
+    pub(super) login: Mutex<Option<Arc<Credentials>>>,
     /// Whether the registry's own address is a private one.
     pub(super) private: AtomicBool,
     pub(super) windows: Windows,
@@ -66,9 +68,16 @@ impl Session {
             endpoint,
             profile,
             known: Mutex::default(),
+            login: Mutex::default(),
             private: AtomicBool::new(false),
             windows: Windows::default(),
         }
+    }
+
+    /// Who asks: of a login, what it came to.
+    pub(super) fn credentials(&self) -> Arc<Credentials> {
+        let logged_in = lock(&self.login).clone();
+        logged_in.unwrap_or_else(|| Arc::new(self.endpoint.credentials.clone()))
     }
 }
 
@@ -207,7 +216,12 @@ impl Inner {
         let ours = target.same_origin(&base);
         loop {
             let mut headers = call.headers.clone();
-            let authorization = if ours { self.authorization(session, call, &base).await? } else { None };
+            let authorization = if ours {
+                self.log_in(session, call, &base).await?;
+                self.authorization(session, call, &base).await?
+            } else {
+                None
+            };
             if let Some(value) = &authorization {
                 headers.insert(AUTHORIZATION, value.clone());
             }
@@ -367,8 +381,9 @@ pub(super) async fn refused(session: &Session, method: &Method, status: StatusCo
     let mut summary =
         error_body::summary(&text).unwrap_or_else(|| status.canonical_reason().unwrap_or("unknown status").to_owned());
     // A server that echoes a credential must not get it into a log.
-    let secret = match &session.endpoint.credentials {
-        Credentials::Anonymous => None,
+    let credentials = session.credentials();
+    let secret = match &*credentials {
+        Credentials::Anonymous | Credentials::Login(_) => None,
         Credentials::Basic { password, .. } => Some(password),
         Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => Some(token),
     };

@@ -404,6 +404,7 @@ mod tests {
             Credentials::Basic { username, password } => format!("{username}:{}", password.expose()),
             Credentials::IdentityToken(token) => format!("identity {}", token.expose()),
             Credentials::RegistryToken(token) => format!("registry {}", token.expose()),
+            Credentials::Login(login) => format!("{login:?}"),
         }
     }
 
