@@ -13,6 +13,7 @@ pub mod larder;
 pub mod packed;
 pub mod proxy;
 pub mod registry;
+pub mod services;
 
 use std::{
     io::Write,
