@@ -94,6 +94,24 @@ fn repeatable_flags_add_up() {
 }
 
 #[test]
+fn feature_gates_are_named_as_fluxs() {
+    let gate = Feature::ObjectLevelWorkloadIdentity;
+    assert!(!check("").unwrap().is_on(gate));
+    assert!(resolve(&["--feature-gates", "ObjectLevelWorkloadIdentity=true"], "").is_on(gate));
+    assert!(check("featureGates: [ObjectLevelWorkloadIdentity=true]\n").unwrap().is_on(gate));
+    let off = ["--feature-gates", "ObjectLevelWorkloadIdentity=true,ObjectLevelWorkloadIdentity=false"];
+    assert!(!resolve(&off, "").is_on(gate));
+    for (text, says) in [
+        ("Frobnicate=true", "is no feature gate here; there is ObjectLevelWorkloadIdentity"),
+        ("ObjectLevelWorkloadIdentity", "write NAME=true or NAME=false"),
+        ("ObjectLevelWorkloadIdentity=yes", "is true or false, not \"yes\""),
+    ] {
+        let error = text.parse::<FeatureGate>().unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
 fn what_has_no_effect_yet_is_named() {
     let text = "kubernetes: true\nwatchLabelSelector: a=b\nupstreams: [{host: ghcr.io}]\nmirrorListen: [':1=ghcr.io']\n\
         store: {maxBytes: 10GiB, headroomBytes: 1000}\ntagTtl: 5s\nnegativeTtl: 5s\n\

@@ -46,7 +46,6 @@ impl std::fmt::Display for Identity {
 
 /// What a document says.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "nearly every value is of the largest variant")]
 pub enum Content {
     /// One of Flux's objects.
     Object {

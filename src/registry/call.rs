@@ -49,8 +49,8 @@ pub(super) struct Session {
     /// The metrics' label.
     pub(super) upstream: Arc<str>,
     pub(super) known: Mutex<Known>,
-    /// What the last login came to, where the credentials are one.
-    pub(super) login: Mutex<Option<Arc<Credentials>>>,
+    /// Who asks: of a login, what it came to last.
+    pub(super) credentials: Mutex<Arc<Credentials>>,
     /// Whether the registry's own address is a private one.
     pub(super) private: AtomicBool,
     pub(super) windows: Windows,
@@ -65,10 +65,10 @@ impl Session {
                 None => endpoint.registry.api_authority(),
             },
             upstream: endpoint.registry.to_string().into(),
+            credentials: Mutex::new(Arc::new(endpoint.credentials.clone())),
             endpoint,
             profile,
             known: Mutex::default(),
-            login: Mutex::default(),
             private: AtomicBool::new(false),
             windows: Windows::default(),
         }
@@ -76,8 +76,7 @@ impl Session {
 
     /// Who asks: of a login, what it came to.
     pub(super) fn credentials(&self) -> Arc<Credentials> {
-        let logged_in = lock(&self.login).clone();
-        logged_in.unwrap_or_else(|| Arc::new(self.endpoint.credentials.clone()))
+        lock(&self.credentials).clone()
     }
 }
 

@@ -203,7 +203,8 @@ impl Exchange<'_> {
         let registry = registry.map_err(|error| setup("login", format!("{}: {error}", ask.url)))?;
         let address = literal(&ask.url.host);
         let transport = Transport {
-            proxy: self.session.endpoint.transport.proxy.clone().filter(|_| ask.at == At::Service),
+            // Whose proxy it is may be anybody: it sees nothing in clear text.
+            proxy: self.session.endpoint.transport.proxy.clone().filter(|_| ask.at == At::Service && ask.url.https),
             // What the operator names on this machine is the operator's, as an `--upstream` is.
             allow_loopback: address.is_some_and(|address| address.is_loopback()),
             ..Transport::default()

@@ -309,18 +309,15 @@ impl Inner {
         let grant = self.logins.grants.try_get_with(session.id, exchange.run()).await.map_err(|source| {
             RegistryError::Login { provider: login.provider, registry: login.registry.to_string(), source }
         })?;
-        *lock(&session.login) = Some(grant.credentials);
+        *lock(&session.credentials) = grant.credentials;
         Ok(())
     }
 
     /// Forgets what a login came to, since the registry refused it; the next call logs in anew.
     pub(super) async fn log_out(&self, session: &Session) {
-        let refused = lock(&session.login).take();
         // Another call may have logged in again already.
         let kept = self.logins.grants.get(&session.id).await;
-        if let (Some(kept), Some(refused)) = (kept, refused)
-            && Arc::ptr_eq(&kept.credentials, &refused)
-        {
+        if kept.is_some_and(|kept| Arc::ptr_eq(&kept.credentials, &session.credentials())) {
             self.logins.grants.invalidate(&session.id).await;
         }
     }

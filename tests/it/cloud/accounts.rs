@@ -60,12 +60,10 @@ async fn resolves(client: &Client, registry: &Registry, credentials: Credentials
     found.map(drop).map_err(|error| larder::class::chain(&error))
 }
 
-fn started(auth: Auth) -> impl Future<Output = ScriptedRegistry> {
-    async move {
-        let registry = ScriptedRegistry::start_with(Options { auth, ..Options::default() }).await;
-        registry.add_manifest("team/app", Some("v1"), "application/vnd.oci.image.manifest.v1+json", b"{}");
-        registry
-    }
+async fn started(auth: Auth) -> ScriptedRegistry {
+    let registry = ScriptedRegistry::start_with(Options { auth, ..Options::default() }).await;
+    registry.add_manifest("team/app", Some("v1"), "application/vnd.oci.image.manifest.v1+json", b"{}");
+    registry
 }
 
 #[tokio::test(flavor = "multi_thread")]
