@@ -2,9 +2,9 @@
 //!
 //! | cloud | identity | exchanges |
 //! | --- | --- | --- |
-//! | [`aws`] | a role (IRSA), EKS Pod Identity, access keys | STS AssumeRoleWithWebIdentity, ECR GetAuthorizationToken |
-//! | [`azure`] | a federated application | Entra ID client assertion, ACR `/oauth2/exchange` |
-//! | [`gcp`] | the metadata server's, a workload identity pool's | STS, generateAccessToken |
+//! | `aws` | a role (IRSA), EKS Pod Identity, access keys | STS AssumeRoleWithWebIdentity, ECR GetAuthorizationToken |
+//! | `azure` | a federated application | Entra ID client assertion, ACR `/oauth2/exchange` |
+//! | `gcp` | the metadata server's, a workload identity pool's | STS, generateAccessToken |
 //!
 //! **Promise.** [`Credentials::Login`] says only as whom to log in, so it stays equal while tokens come and go, and two
 //! identities never share what depends on credentials. The token is fetched when a call needs it, once however many calls
@@ -15,7 +15,10 @@
 //! **Concurrency.** Any number of calls at once. **After a crash** nothing remains.
 
 // Each cloud is a feature; without all of them some of what they share has no use.
-#![cfg_attr(not(all(feature = "aws", feature = "azure", feature = "gcp")), allow(dead_code, unused_imports))]
+#![cfg_attr(
+    not(all(feature = "aws", feature = "azure", feature = "gcp")),
+    allow(dead_code, unused_imports, unused_variables)
+)]
 
 #[cfg(feature = "aws")]
 mod aws;
@@ -256,18 +259,22 @@ impl Client {
             // The others may change without making it somebody else.
             account.annotations.retain(|name, _| provider.annotations().iter().any(|prefix| name.starts_with(prefix)));
         }
-        let environment = &self.0.logins.config.environment;
-        let identity = match provider {
-            #[cfg(feature = "aws")]
-            Provider::Aws => aws::identity(&environment.aws, account.as_ref())?,
-            #[cfg(feature = "azure")]
-            Provider::Azure => azure::identity(&environment.azure, account.as_ref())?,
-            #[cfg(feature = "gcp")]
-            Provider::Gcp => gcp::identity(&environment.gcp, account.as_ref())?,
-            #[cfg(not(all(feature = "aws", feature = "azure", feature = "gcp")))]
-            _ => return Err(LoginError::NotBuiltIn(provider)),
-        };
+        let identity = identity(&self.0.logins.config.environment, provider, account.as_ref())?;
         Ok(Credentials::Login(Arc::new(Login { provider, registry: registry.clone(), account, identity })))
+    }
+}
+
+/// As whom a login is, in words.
+fn identity(environment: &Environment, provider: Provider, account: Option<&Account>) -> Result<String, LoginError> {
+    match provider {
+        #[cfg(feature = "aws")]
+        Provider::Aws => aws::identity(&environment.aws, account),
+        #[cfg(feature = "azure")]
+        Provider::Azure => azure::identity(&environment.azure, account),
+        #[cfg(feature = "gcp")]
+        Provider::Gcp => gcp::identity(&environment.gcp, account),
+        #[cfg(not(all(feature = "aws", feature = "azure", feature = "gcp")))]
+        _ => Err(LoginError::NotBuiltIn(provider)),
     }
 }
 
