@@ -11,7 +11,7 @@ use crate::{
     objects::{Object, ServiceAccount},
     oci::{Reference, Registry},
     registry::{
-        Credentials, Transport, docker_config,
+        Credentials, DockerConfig, Transport, docker_config,
         login::{Account, LoginError, Provider},
     },
 };
@@ -91,18 +91,20 @@ pub(super) async fn find(
     if cloud && secrets.is_empty() {
         return login(asked.provider, as_account, gate);
     }
+    let mut config = DockerConfig::default();
     for (field, secret, name) in secrets {
         let named = |what: &str| {
             Refused::authentication(format!("spec.{field}: Secret '{}/{name}' {what}", object.key.namespace))
         };
         let data = |key: &str| secret.data.get(key);
-        if let Some(config) = data(".dockerconfigjson") {
-            let config = docker_config::parse(config.expose().as_bytes())
+        if let Some(text) = data(".dockerconfigjson") {
+            let more = docker_config::parse(text.expose().as_bytes())
                 .map_err(|e| named(&format!("has a .dockerconfigjson that cannot be used: {e}")))?;
-            let found = config.lookup(&reference.registry, &reference.repository);
-            if found != Credentials::Anonymous {
-                return Ok(Found::Given(found));
-            }
+            config.merge(more);
+        } else if let Some(text) = data(".dockercfg") {
+            let more = docker_config::parse_legacy(text.expose().as_bytes())
+                .map_err(|e| named(&format!("has a .dockercfg that cannot be used: {e}")))?;
+            config.merge(more);
         } else if asked.plain_secret && (data("username").is_some() || data("password").is_some()) {
             let (Some(username), Some(password)) = (data("username"), data("password")) else {
                 return Err(named("must have both username and password"));
@@ -117,8 +119,9 @@ pub(super) async fn find(
             return Err(named(what));
         }
     }
-    // Secrets that name only other registries: anonymous, as with a kubelet's keychain; but no cloud login.
-    Ok(Found::Given(Credentials::Anonymous))
+    // As in a kubelet's keychain the longest path counts, whichever Secret it stands in. Where they name only other registries:
+    // anonymous, but no cloud login.
+    Ok(Found::Given(config.lookup(&reference.registry, &reference.repository)))
 }
 
 fn login(provider: &str, account: Option<Account>, gate: bool) -> Result<Found, Refused> {

@@ -114,6 +114,38 @@ fn a_secret_goes_before_a_provider() {
     assert_eq!(services.asked().len(), 0);
 }
 
+#[test]
+fn of_all_secrets_the_one_with_the_longest_path_counts() {
+    let up = Upstream::start_with(Options { auth: Auth::Basic("team", "password"), ..Options::default() });
+    up.push_files(&files(&[("a.yaml", "a: 1")]));
+    let bench = Bench::start(&[], &[]);
+    let entry = |user: &str| json!({ "username": user, "password": "password" });
+    let secret = |name: &str, kind: &str, key: &str, config: serde_json::Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": format!("kubernetes.io/{kind}"),
+            "metadata": { "name": name, "namespace": NAMESPACE }, "stringData": { key: config.to_string() },
+        })
+    };
+    let hosts = json!({ "auths": { up.authority(): entry("host") } });
+    let older = json!({ format!("{}/team", up.authority()): entry("team") });
+    let account = json!({
+        "apiVersion": "v1", "kind": "ServiceAccount", "imagePullSecrets": [{ "name": "older" }],
+        "metadata": { "name": "puller", "namespace": NAMESPACE },
+    });
+    let all = [
+        secret("own", "dockerconfigjson", ".dockerconfigjson", hosts),
+        secret("older", "dockercfg", ".dockercfg", older),
+        account,
+    ];
+    write_objects(bench.root.path(), "secrets.yaml", &all);
+    // With a provider they count as without one.
+    for (name, provider) in [("plain", "generic"), ("cloud", "gcp")] {
+        let spec = json!({ "provider": provider, "secretRef": { "name": "own" }, "serviceAccountName": "puller" });
+        bench.apply(name, &up.url(), &spec);
+        bench.ready(name);
+    }
+}
+
 /// Row 25 of Flux's own table.
 #[test]
 fn an_account_may_log_in_only_where_its_gate_is_on() {
