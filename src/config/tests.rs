@@ -47,7 +47,7 @@ fn every_flag_has_its_variable_and_its_key() {
         assert_eq!(known, flag != "config", "{key}");
         seen += 1;
     }
-    assert_eq!(seen, 25);
+    assert_eq!(seen, 31);
     assert_eq!(schema["additionalProperties"], false);
     assert!(schema["properties"]["upstreams"].is_object());
 }
@@ -93,6 +93,24 @@ fn repeatable_flags_add_up() {
     assert_eq!(config.upstreams[2].mode, UpstreamMode::Public, "the flag's takes the place of the file's");
     assert_eq!(config.egress_deny.len(), 2);
     assert!(!config.local_repositories());
+}
+
+#[test]
+fn feature_gates_are_named_as_fluxs() {
+    let gate = Feature::ObjectLevelWorkloadIdentity;
+    assert!(!check("").unwrap().is_on(gate));
+    assert!(resolve(&["--feature-gates", "ObjectLevelWorkloadIdentity=true"], "").is_on(gate));
+    assert!(check("featureGates: [ObjectLevelWorkloadIdentity=true]\n").unwrap().is_on(gate));
+    let off = ["--feature-gates", "ObjectLevelWorkloadIdentity=true,ObjectLevelWorkloadIdentity=false"];
+    assert!(!resolve(&off, "").is_on(gate));
+    for (text, says) in [
+        ("Frobnicate=true", "is no feature gate here; there is ObjectLevelWorkloadIdentity"),
+        ("ObjectLevelWorkloadIdentity", "write NAME=true or NAME=false"),
+        ("ObjectLevelWorkloadIdentity=yes", "is true or false, not \"yes\""),
+    ] {
+        let error = text.parse::<FeatureGate>().unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
 }
 
 #[test]

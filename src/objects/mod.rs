@@ -197,6 +197,8 @@ pub struct SecretObject {
 pub struct ServiceAccount {
     /// `imagePullSecrets[].name`.
     pub image_pull_secrets: Vec<String>,
+    /// `metadata.annotations`: what it stands for in a cloud.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A ConfigMap's data.
@@ -305,6 +307,19 @@ pub trait Backend: Send + Sync + 'static {
         namespace: &'a str,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>>;
+    /// A fresh token of a ServiceAccount for `audiences` (TokenRequest); `None` where there is no such ServiceAccount. Only a
+    /// cluster issues any.
+    fn service_account_token<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<Secret>, BackendError>> {
+        let _ = (namespace, name, audiences);
+        Box::pin(async {
+            Err(BackendError::Api("there is no cluster here that issues tokens of ServiceAccounts".into()))
+        })
+    }
     /// A ConfigMap by name.
     fn config_map<'a>(
         &'a self,

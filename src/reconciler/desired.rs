@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Shared, group::Route, helm};
+use super::{Shared, credentials, group::Route, helm};
 use crate::{
     artifact::choose::Choice,
     class::Class,
@@ -15,7 +15,7 @@ use crate::{
     },
     oci::{Reference, ReferenceError, media_type, version::exact_chart_tag},
     pull::{Target, Wanted, Way},
-    registry::{Credentials, Endpoint, Proxy, Transport, docker_config},
+    registry::{Endpoint, Proxy, Transport},
     secret::Secret,
 };
 
@@ -66,7 +66,7 @@ impl Refused {
         self.retry.is_none()
     }
 
-    fn spec(reason: &'static str, class: Class, message: impl Into<String>) -> Self {
+    pub(super) fn spec(reason: &'static str, class: Class, message: impl Into<String>) -> Self {
         Self { condition: kinds::FETCH_FAILED, reason, message: message.into(), class, retry: None }
     }
 
@@ -78,7 +78,7 @@ impl Refused {
         Self { condition: kinds::BUILD_FAILED, ..Self::spec("InvalidChartReference", Class::Spec, message) }
     }
 
-    fn authentication(message: impl Into<String>) -> Self {
+    pub(super) fn authentication(message: impl Into<String>) -> Self {
         let retry = Some(RETRY_SECRETS);
         Self { retry, ..Self::spec("AuthenticationFailed", Class::Auth, message) }
     }
@@ -96,15 +96,15 @@ pub fn timeout(spec: &Spec) -> Duration {
 }
 
 /// What is asked of a registry, whichever kind asks.
-struct Asked<'a> {
+pub(super) struct Asked<'a> {
     reference: Result<Reference, ReferenceError>,
     url: String,
     wanted: Wanted,
-    secret: Option<&'a str>,
+    pub(super) secret: Option<&'a str>,
     certificates: Option<&'a str>,
     proxy: Option<&'a str>,
-    service_account: Option<&'a str>,
-    provider: &'a str,
+    pub(super) service_account: Option<&'a str>,
+    pub(super) provider: &'a str,
     insecure: bool,
     verify: bool,
     interval: Duration,
@@ -113,7 +113,7 @@ struct Asked<'a> {
     selector: Option<LayerSelector>,
     ignore: Option<String>,
     /// A Secret may also hold `username` and `password`, and TLS material.
-    plain_secret: bool,
+    pub(super) plain_secret: bool,
 }
 
 /// Reads an object; `None` where there is nothing to fetch for it.
@@ -234,12 +234,7 @@ async fn common(
             ..Refused::spec("VerificationError", Class::Policy, message)
         });
     }
-    let credentials = credentials(shared, object, &asked, &reference).await?;
-    if asked.provider != "generic" && credentials.is_none() {
-        let message =
-            format!("spec.provider: {} needs a login that this version does not do; name a secretRef", asked.provider);
-        return Err(Refused::spec("FeatureGateDisabled", Class::Policy, message));
-    }
+    let credentials = credentials::find(shared, object, &asked, &reference).await?;
     // For the kind that has no such field.
     let named_insecure =
         object.key.kind == Kind::GitRepository && shared.config.insecure_registries.contains(&reference.registry);
@@ -251,7 +246,8 @@ async fn common(
     };
     certificates(shared, object, &asked, &mut transport).await?;
     transport.proxy = proxy(shared, object, &asked).await?;
-    let endpoint = Endpoint { registry: reference.registry, transport, credentials: credentials.unwrap_or_default() };
+    let credentials = credentials.settle(shared, &reference.registry, &transport)?;
+    let endpoint = Endpoint { registry: reference.registry, transport, credentials };
     Ok(Desired {
         route: Route { way: Arc::new(Way { endpoint, repository: reference.repository }), wanted: asked.wanted },
         url: asked.url,
@@ -265,7 +261,12 @@ async fn common(
     })
 }
 
-async fn secret(shared: &Arc<Shared>, object: &Object, field: &str, name: &str) -> Result<Arc<SecretObject>, Refused> {
+pub(super) async fn secret(
+    shared: &Arc<Shared>,
+    object: &Object,
+    field: &str,
+    name: &str,
+) -> Result<Arc<SecretObject>, Refused> {
     if name.contains('/') {
         let message = format!("spec.{field}: {name:?} is not the name of a Secret in this object's own namespace");
         return Err(Refused::authentication(message));
@@ -280,64 +281,7 @@ async fn secret(shared: &Arc<Shared>, object: &Object, field: &str, name: &str) 
     }
 }
 
-/// The credentials that the Secrets hold for this registry; `None` where no Secret is named or none fits.
-async fn credentials(
-    shared: &Arc<Shared>,
-    object: &Object,
-    asked: &Asked<'_>,
-    reference: &Reference,
-) -> Result<Option<Credentials>, Refused> {
-    let mut secrets = Vec::new();
-    if let Some(named) = asked.secret {
-        secrets.push(("secretRef".to_string(), secret(shared, object, "secretRef", named).await?, named.to_string()));
-    }
-    if let Some(account) = asked.service_account {
-        let found = shared.backend.service_account(&object.key.namespace, account).await;
-        let found = found.map_err(|e| Refused::authentication(format!("spec.serviceAccountName: {e}")))?;
-        let found = found.ok_or_else(|| {
-            let namespace = &object.key.namespace;
-            Refused::authentication(format!(
-                "spec.serviceAccountName: ServiceAccount '{namespace}/{account}' not found"
-            ))
-        })?;
-        for name in found.image_pull_secrets {
-            let field = format!("serviceAccountName: imagePullSecrets of {account}");
-            let pulled = secret(shared, object, &field, &name).await?;
-            secrets.push((field, pulled, name));
-        }
-    }
-    let had_secrets = !secrets.is_empty();
-    for (field, secret, name) in secrets {
-        let named = |what: &str| {
-            Refused::authentication(format!("spec.{field}: Secret '{}/{name}' {what}", object.key.namespace))
-        };
-        let data = |key: &str| secret.data.get(key);
-        if let Some(config) = data(".dockerconfigjson") {
-            let config = docker_config::parse(config.expose().as_bytes())
-                .map_err(|e| named(&format!("has a .dockerconfigjson that cannot be used: {e}")))?;
-            let found = config.lookup(&reference.registry, &reference.repository);
-            if found != Credentials::Anonymous {
-                return Ok(Some(found));
-            }
-        } else if asked.plain_secret && (data("username").is_some() || data("password").is_some()) {
-            let (Some(username), Some(password)) = (data("username"), data("password")) else {
-                return Err(named("must have both username and password"));
-            };
-            return Ok(Some(Credentials::Basic {
-                username: username.expose().to_string(),
-                password: password.clone(),
-            }));
-        } else if !(asked.plain_secret && has_tls(&secret)) {
-            let what = "has neither .dockerconfigjson nor what else this kind takes; make it with \
-                        `kubectl create secret docker-registry`";
-            return Err(named(what));
-        }
-    }
-    // Secrets that name only other registries: anonymous, as with a kubelet's keychain; but no cloud login.
-    Ok(had_secrets.then_some(Credentials::Anonymous))
-}
-
-fn has_tls(secret: &SecretObject) -> bool {
+pub(super) fn has_tls(secret: &SecretObject) -> bool {
     ["ca.crt", "caFile", "tls.crt", "certFile"].iter().any(|key| secret.data.contains_key(*key))
 }
 

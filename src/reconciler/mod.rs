@@ -10,6 +10,7 @@
 
 pub mod backoff;
 mod config;
+mod credentials;
 pub mod desired;
 mod failure;
 pub mod group;

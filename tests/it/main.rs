@@ -1,6 +1,7 @@
 //! Integration tests of the library and the binary, in one binary.
 
 mod api_server;
+mod cloud;
 mod crds;
 mod deploy;
 mod fill;

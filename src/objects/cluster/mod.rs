@@ -30,7 +30,7 @@ use std::{
 };
 
 use http::{Method, header};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch as channel};
 
 use self::{
@@ -45,6 +45,7 @@ use super::{
     manifest::{self, Content, Declared},
     shown::shown,
 };
+use crate::secret::Secret;
 
 /// Who writes, in `managedFields` and events.
 pub const MANAGER: &str = "larder";
@@ -54,6 +55,9 @@ const FINALIZER: &str = "finalizers.fluxcd.io";
 const QUEUE: usize = 1024;
 /// How long a Secret, ServiceAccount or ConfigMap that was read counts as current.
 const FRESH: Duration = Duration::from_secs(10);
+
+/// How long a ServiceAccount's token is good: as short as an API server allows; it is exchanged at once.
+const TOKEN_LIFE: Duration = Duration::from_secs(600);
 
 /// How to work on a cluster.
 #[derive(Clone, Debug)]
@@ -218,6 +222,35 @@ impl Inner {
         }
     }
 
+    /// A fresh token of a ServiceAccount (TokenRequest, `authentication.k8s.io/v1`); `None` where there is no such account.
+    async fn token(
+        &self,
+        namespace: &str,
+        name: &str,
+        audiences: &[String],
+    ) -> Result<Option<Secret>, BackendError> {
+        let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}/token", segment(namespace), segment(name));
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"audiences": audiences, "expirationSeconds": TOKEN_LIFE.as_secs()},
+        });
+        let headers = [(header::ACCEPT, "application/json"), (header::CONTENT_TYPE, "application/json")];
+        let body = request.to_string();
+        let issued = self.calls.call(&Method::POST, &path, &Identity::default(), &headers, body.as_bytes()).await;
+        let failed = |error: CallError| BackendError::api("get a token of", "the ServiceAccount", &error);
+        match issued {
+            Ok((_, body)) => {
+                let answer: Value = read(&body).map_err(failed)?;
+                match answer["status"]["token"].as_str() {
+                    Some(token) => Ok(Some(Secret::new(token))),
+                    None => Err(BackendError::Api("the API server's answer holds no token".into())),
+                }
+            }
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
     /// A document; `None` where there is none.
     async fn get(&self, path: &str) -> Result<Option<Value>, CallError> {
         let headers = [(header::ACCEPT, "application/json")];
@@ -289,6 +322,15 @@ impl Backend for Cluster {
                 _ => None,
             }))
         })
+    }
+
+    fn service_account_token<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<Secret>, BackendError>> {
+        Box::pin(self.inner.token(namespace, name, audiences))
     }
 
     fn config_map<'a>(

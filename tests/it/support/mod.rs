@@ -15,6 +15,7 @@ pub mod packed;
 pub mod proxy;
 pub mod registry;
 pub mod upstream;
+pub mod services;
 
 use std::{
     io::Write,
