@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Shared, group::Route, helm};
+use super::{Shared, group::Route, helm, verification};
 use crate::{
     artifact::choose::Choice,
     class::Class,
@@ -10,17 +10,18 @@ use crate::{
     objects::{
         HelmChartSpec, Key, Kind, Object, SecretObject, Spec, Status,
         condition::kinds,
-        source::LayerSelector,
+        source::{LayerSelector, Verification},
         view::{self, DEFAULT_TIMEOUT, as_source},
     },
     oci::{Reference, ReferenceError, media_type, version::exact_chart_tag},
     pull::{Target, Wanted, Way},
     registry::{Credentials, Endpoint, Proxy, Transport, docker_config},
     secret::Secret,
+    trust::Policy,
 };
 
 /// How soon a Secret that is missing or wrong is looked at again, where nobody tells of its change.
-const RETRY_SECRETS: Duration = Duration::from_secs(30);
+pub const RETRY_SECRETS: Duration = Duration::from_secs(30);
 
 /// A source as it is to be fetched.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +42,8 @@ pub struct Desired {
     pub timeout: Duration,
     /// Of a HelmChart.
     pub chart: Option<helm::WantedChart>,
+    /// `spec.verify`.
+    pub policy: Option<Arc<Policy>>,
 }
 
 /// Why an object cannot even be tried.
@@ -104,7 +107,7 @@ struct Asked<'a> {
     service_account: Option<&'a str>,
     provider: &'a str,
     insecure: bool,
-    verify: bool,
+    verify: Option<&'a Verification>,
     interval: Duration,
     timeout: Duration,
     choice: Choice,
@@ -132,7 +135,7 @@ pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desire
         service_account: view.service_account,
         provider: view.provider,
         insecure: view.insecure,
-        verify: view.verify.is_some(),
+        verify: view.verify,
         interval: view.interval,
         timeout: view.timeout,
         choice: Choice {
@@ -191,7 +194,7 @@ async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec)
         service_account: None,
         provider: from.provider.as_deref().unwrap_or("generic"),
         insecure: from.insecure,
-        verify: spec.verify.is_some(),
+        verify: spec.verify.as_ref(),
         interval: spec.interval.get(),
         timeout: timeout(&repository.spec),
         choice: Choice { media_type: Some(media_type::HELM_LAYER.into()), copy: true, all_layers_of_images: false },
@@ -225,13 +228,10 @@ async fn common(
         let message = "spec.insecure: this installation forbids connections without TLS (--insecure-allow-http=false)";
         return Err(Refused::spec("InsecureConnectionsDisallowed", Class::Policy, message));
     }
-    if asked.verify {
-        let message = "spec.verify: this version checks no signatures; remove spec.verify, or use one that does";
-        return Err(Refused {
-            condition: kinds::FETCH_FAILED,
-            ..Refused::spec("VerificationError", Class::Policy, message)
-        });
-    }
+    let policy = match asked.verify {
+        Some(verify) => Some(verification::policy(shared, object, verify, chart.is_some()).await?),
+        None => None,
+    };
     let credentials = credentials(shared, object, &asked, &reference).await?;
     if asked.provider != "generic" && credentials.is_none() {
         let message =
@@ -259,10 +259,17 @@ async fn common(
         interval: asked.interval,
         timeout: asked.timeout,
         chart,
+        policy,
     })
 }
 
-async fn secret(shared: &Arc<Shared>, object: &Object, field: &str, name: &str) -> Result<Arc<SecretObject>, Refused> {
+/// A Secret of the object's own namespace.
+pub async fn secret(
+    shared: &Arc<Shared>,
+    object: &Object,
+    field: &str,
+    name: &str,
+) -> Result<Arc<SecretObject>, Refused> {
     if name.contains('/') {
         let message = format!("spec.{field}: {name:?} is not the name of a Secret in this object's own namespace");
         return Err(Refused::authentication(message));

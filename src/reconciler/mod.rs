@@ -18,6 +18,7 @@ pub mod kustomization;
 mod probes;
 mod retention;
 pub mod source;
+pub mod verification;
 
 use std::{
     collections::HashMap,

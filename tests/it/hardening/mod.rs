@@ -27,5 +27,5 @@ mod objects;
 mod power;
 mod tars;
 mod transport;
-mod upstream;
-mod world;
+pub mod upstream;
+pub mod world;

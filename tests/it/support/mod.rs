@@ -13,6 +13,9 @@ pub mod larder;
 pub mod packed;
 pub mod proxy;
 pub mod registry;
+/// Signatures as cosign writes them.
+#[path = "../../../src/trust/testing.rs"]
+pub mod signing;
 
 use std::{
     io::Write,
