@@ -33,7 +33,7 @@ use bytes::Bytes;
 
 pub use self::{
     bundle::{Content, MEDIA_TYPE as BUNDLE},
-    payload::{PREDICATE as SIGNED, signed_by_layer, signed_by_statement},
+    payload::{PREDICATE as SIGNED, not_a_signature, signed_by_layer, signed_by_statement},
 };
 use crate::{class::Class, digest::Digest};
 use key::PublicKey;

@@ -6,7 +6,10 @@
 //! [`Evidence::Unusable`], so that a refusal tells of it: one bad referrer, which anybody who may push can add, must not
 //! hide a good one. Only an answer that leaves open what there is (the network, a refusal) is an error.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use tokio::task::JoinSet;
 
@@ -17,7 +20,7 @@ use crate::{
     digest::Digest,
     oci::{Descriptor, Document, ImageManifest, Selector, media_type},
     registry::Budget,
-    trust::{BUNDLE, Evidence, PREDICATE_ANNOTATION, SIGNATURE_ANNOTATION, SIGNED},
+    trust::{BUNDLE, Evidence, PREDICATE_ANNOTATION, SIGNATURE_ANNOTATION, SIGNED, not_a_signature},
 };
 
 /// The most pieces that are looked at, in each of the two places.
@@ -45,14 +48,14 @@ impl Puller {
         Ok(found)
     }
 
-    /// The descriptors of referrers that say they are signatures in bundles; and what is left out.
+    /// The descriptors of referrers that are bundles and may be signatures; and what is said of the others.
     async fn referring(
         &self,
         way: &Arc<Way>,
         digest: &Digest,
         budget: Budget,
-    ) -> Result<(Vec<Descriptor>, Option<Evidence>), PullError> {
-        let mut found = Vec::new();
+    ) -> Result<(Vec<Descriptor>, Vec<Evidence>), PullError> {
+        let (mut found, mut others) = (Vec::new(), BTreeSet::new());
         let mut query = BUNDLES.to_owned();
         for _ in 0..MAX_PAGES {
             let page = self.referrers(way, digest, &query, budget).await?;
@@ -61,19 +64,22 @@ impl Puller {
                 Document::Index(index) => index.manifests,
                 Document::Image(_) => Vec::new(),
             };
-            // A registry may not filter, and what the annotation tells beforehand needs no request. It is no proof of
-            // anything: what counts is what the signature is over.
-            found.extend(listed.into_iter().filter(|referrer| {
-                referrer.artifact_type.as_deref() == Some(BUNDLE)
-                    && referrer.annotations.get(PREDICATE_ANNOTATION).is_none_or(|kind| kind == SIGNED)
-            }));
+            // A registry may not filter.
+            for referrer in listed.into_iter().filter(|referrer| referrer.artifact_type.as_deref() == Some(BUNDLE)) {
+                // What the annotation tells beforehand needs no request. It proves nothing: what counts is what the
+                // signature is over.
+                match referrer.annotations.get(PREDICATE_ANNOTATION) {
+                    Some(kind) if kind != SIGNED => drop(others.insert(not_a_signature(kind))),
+                    _ => found.push(referrer),
+                }
+            }
             match page.next {
                 Some(next) if found.len() <= MAX_PIECES => query = next,
                 _ => break,
             }
         }
         let left = left_out("referrers", &mut found);
-        Ok((found, left))
+        Ok((found, left.into_iter().chain(others.into_iter().map(Evidence::Unusable)).collect()))
     }
 
     async fn bundle(&self, way: &Arc<Way>, referrer: &Descriptor, budget: Budget) -> Result<Evidence, PullError> {

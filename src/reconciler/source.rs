@@ -344,11 +344,7 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
             status.observed_generation = generation;
         }
         Err(failure) => {
-            for other in [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED] {
-                if other != failure.condition {
-                    conditions.delete(other);
-                }
-            }
+            clear_failures(conditions, failure.condition);
             conditions.delete(kinds::STALLED);
             let mut message = failure.message.clone();
             match &status.artifact {
@@ -371,6 +367,15 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
         }
     }
     conditions.summarize_ready(generation, now);
+}
+
+/// Takes away what earlier passes failed by, other than by `kept`.
+fn clear_failures(conditions: &mut impl Conditions, kept: &str) {
+    for failed in [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED] {
+        if failed != kept {
+            conditions.delete(failed);
+        }
+    }
 }
 
 fn will_be_tried_again(conditions: &mut impl Conditions, generation: i64, now: Timestamp) {
@@ -438,6 +443,7 @@ pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused:
     }
     let conditions = &mut status.conditions;
     let new = conditions.find(refused.condition).is_none_or(|c| c.message != message || c.reason != refused.reason);
+    clear_failures(conditions, refused.condition);
     verification::set_failed(conditions, refused.condition, refused.reason, &message, generation, now);
     if refused.is_stalled() {
         conditions.delete(kinds::RECONCILING);

@@ -25,7 +25,7 @@ pub enum Content {
         payload_type: String,
         /// The payload.
         payload: Vec<u8>,
-        /// The signature over [`signed_bytes`].
+        /// The signature over DSSE's pre-authentication encoding of both.
         signature: Vec<u8>,
     },
 }

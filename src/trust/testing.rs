@@ -2,6 +2,7 @@
 //!
 //! Texts and bytes only, so that the tests of the whole program use it, too.
 #![allow(missing_docs, reason = "for tests")]
+#![cfg_attr(not(feature = "keyless"), allow(dead_code))]
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,6 @@ use sha2::{Digest as _, Sha256};
 pub const SIGN: &str = "https://sigstore.dev/cosign/sign/v1";
 pub const STATEMENT: &str = "application/vnd.in-toto+json";
 pub const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
-pub const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 
 /// When the small Sigstore signs: within its certificates' day, which is long past.
 const SIGNED_AT: i64 = 1_735_693_200;

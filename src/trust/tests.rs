@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use rcgen::KeyPair;
 use serde_json::{Value, json};
 
-use super::{testing::*, *};
+use super::{
+    testing::{SIGN, bundle_by_key, layer_by_key, sign, simple_signing, statement},
+    *,
+};
 
 const MANIFEST: &[u8] = b"the manifest";
 
@@ -205,7 +208,10 @@ fn policies_are_equal_where_their_keys_are() {
 
 #[cfg(feature = "keyless")]
 mod by_identity {
-    use super::*;
+    use super::{
+        testing::{Login, Sigstore},
+        *,
+    };
 
     const ISSUER: &str = "https://token.actions.example";
     const SUBJECT: &str = "https://git.example/team/app/.github/workflows/release.yaml@refs/heads/main";
