@@ -15,13 +15,12 @@ use crate::{
         fixtures::{files, files_in, gzip, tar_of},
         larder::{condition_of, fetch_artifact, is_ready, text},
         registry::Kind,
-        signing::{
-            Annotations, BUNDLE, SIGN, SIMPLE_SIGNING, Sigstore, bundle_by_key, layer_by_key, simple_signing, statement,
-        },
+        signing::{Annotations, BUNDLE, SIGN, Sigstore, bundle_by_key, layer_by_key, simple_signing, statement},
     },
 };
 
 const KIND: &str = "OCIRepository";
+const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// Puts signatures of `digest` under its tag, as cosign up to 2 does.
@@ -206,12 +205,18 @@ fn what_is_not_signed_as_asked_is_never_pulled_nor_published() {
     let scan = push(&scanned, "scanned").manifest;
     attach_bundle(&scanned, &scan, &bundle_by_key(&key, &statement(&scan.to_string(), "https://example/scan")), SIGN);
     apply(&world, "scanned", &scanned, &by_keys("key"));
+    let attested = Upstream::start();
+    attested.know_referrers();
+    let attest = push(&attested, "attested").manifest;
+    attach_bundle(&attested, &attest, &json!({}), "https://example/attestation");
+    apply(&world, "attested", &attested, &by_keys("key"));
 
     for (name, up, says) in [
         ("unsigned", &unsigned, "is not signed"),
         ("stranger", &stranger, "is by no trusted key"),
         ("borrowed", &borrowed, "a signature is about sha256:"),
         ("scanned", &scanned, "an attestation of type \"https://example/scan\" is no signature"),
+        ("attested", &attested, "an attestation of type \"https://example/attestation\" is no signature"),
     ] {
         let object = refused(&world, KIND, name, "VerificationError", says);
         assert!(object["status"]["artifact"].is_null(), "{name}: {}", object["status"]);
@@ -319,13 +324,13 @@ fn policies_that_cannot_be_had_are_refused_and_say_what_to_do() {
     let world = World::start(&[]);
     let up = Upstream::start();
     push(&up, "1");
-    world.apply_secret("no-keys", "Opaque", &json!({ "cosign.key": crate::hardening::world::SECRET }));
-    world.apply_secret("no-root", "Opaque", &json!({ "root.json": "{}" }));
+    world.apply_secret("keyless", "Opaque", &json!({ "cosign.key": crate::hardening::world::SECRET }));
+    world.apply_secret("rootless", "Opaque", &json!({ "root.json": "{}" }));
     let identity = json!([{ "issuer": "^https://example$", "subject": ".*" }]);
     for (name, verify, says, stalled) in [
         (
             "notation",
-            json!({ "provider": "notation", "secretRef": { "name": "no-keys" } }),
+            json!({ "provider": "notation", "secretRef": { "name": "keyless" } }),
             "signatures of notation are not checked by this version",
             true,
         ),
@@ -337,20 +342,20 @@ fn policies_that_cannot_be_had_are_refused_and_say_what_to_do() {
         ),
         (
             "no-keys",
-            json!({ "provider": "cosign", "secretRef": { "name": "no-keys" } }),
-            "'rows/no-keys' has no *.pub",
+            json!({ "provider": "cosign", "secretRef": { "name": "keyless" } }),
+            "'rows/keyless' has no *.pub",
             false,
         ),
         (
-            "rootless",
+            "unrooted",
             json!({ "provider": "cosign", "matchOIDCIdentity": identity }),
             "name a trustedRootSecretRef",
             true,
         ),
         (
             "no-root",
-            json!({ "provider": "cosign", "matchOIDCIdentity": identity, "trustedRootSecretRef": { "name": "no-root" } }),
-            "'rows/no-root' has no trusted_root.json",
+            json!({ "provider": "cosign", "matchOIDCIdentity": identity, "trustedRootSecretRef": { "name": "rootless" } }),
+            "'rows/rootless' has no trusted_root.json",
             false,
         ),
     ] {
