@@ -7,6 +7,7 @@
 
 mod challenges;
 mod error;
+pub mod evidence;
 pub mod fill;
 mod follow;
 pub mod grants;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Shared, credentials, group::Route, helm};
+use super::{Shared, credentials, group::Route, helm, verification};
 use crate::{
     artifact::choose::Choice,
     class::Class,
@@ -10,17 +10,18 @@ use crate::{
     objects::{
         HelmChartSpec, Key, Kind, Object, SecretObject, Spec, Status,
         condition::kinds,
-        source::LayerSelector,
+        source::{LayerSelector, Verification},
         view::{self, DEFAULT_TIMEOUT, as_source},
     },
     oci::{Reference, ReferenceError, media_type, version::exact_chart_tag},
     pull::{Target, Wanted, Way},
     registry::{Endpoint, Proxy, Transport},
     secret::Secret,
+    trust::Policy,
 };
 
 /// How soon a Secret that is missing or wrong is looked at again, where nobody tells of its change.
-const RETRY_SECRETS: Duration = Duration::from_secs(30);
+pub const RETRY_SECRETS: Duration = Duration::from_secs(30);
 
 /// A source as it is to be fetched.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +44,8 @@ pub struct Desired {
     pub chart: Option<helm::WantedChart>,
     /// Whether Secrets or a ServiceAccount had a part in it.
     pub refers: bool,
+    /// `spec.verify`.
+    pub policy: Option<Arc<Policy>>,
 }
 
 /// Why an object cannot even be tried.
@@ -106,7 +109,7 @@ pub(super) struct Asked<'a> {
     pub(super) service_account: Option<&'a str>,
     pub(super) provider: &'a str,
     insecure: bool,
-    verify: bool,
+    verify: Option<&'a Verification>,
     interval: Duration,
     timeout: Duration,
     choice: Choice,
@@ -134,7 +137,7 @@ pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desire
         service_account: view.service_account,
         provider: view.provider,
         insecure: view.insecure,
-        verify: view.verify.is_some(),
+        verify: view.verify,
         interval: view.interval,
         timeout: view.timeout,
         choice: Choice {
@@ -193,7 +196,7 @@ async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec)
         service_account: None,
         provider: from.provider.as_deref().unwrap_or("generic"),
         insecure: from.insecure,
-        verify: spec.verify.is_some(),
+        verify: spec.verify.as_ref(),
         interval: spec.interval.get(),
         timeout: timeout(&repository.spec),
         choice: Choice { media_type: Some(media_type::HELM_LAYER.into()), copy: true, all_layers_of_images: false },
@@ -227,13 +230,10 @@ async fn common(
         let message = "spec.insecure: this installation forbids connections without TLS (--insecure-allow-http=false)";
         return Err(Refused::spec("InsecureConnectionsDisallowed", Class::Policy, message));
     }
-    if asked.verify {
-        let message = "spec.verify: this version checks no signatures; remove spec.verify, or use one that does";
-        return Err(Refused {
-            condition: kinds::FETCH_FAILED,
-            ..Refused::spec("VerificationError", Class::Policy, message)
-        });
-    }
+    let policy = match asked.verify {
+        Some(verify) => Some(verification::policy(shared, object, verify, chart.is_some()).await?),
+        None => None,
+    };
     let credentials = credentials::find(shared, object, &asked, &reference).await?;
     // For the kind that has no such field.
     let named_insecure =
@@ -257,10 +257,13 @@ async fn common(
         interval: asked.interval,
         timeout: asked.timeout,
         chart,
-        refers: [asked.secret, asked.certificates, asked.proxy, asked.service_account].iter().any(Option::is_some),
+        refers: policy.is_some()
+            || [asked.secret, asked.certificates, asked.proxy, asked.service_account].iter().any(Option::is_some),
+        policy,
     })
 }
 
+/// A Secret of the object's own namespace.
 pub(super) async fn secret(
     shared: &Arc<Shared>,
     object: &Object,

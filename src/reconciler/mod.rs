@@ -20,6 +20,7 @@ mod probes;
 mod replica;
 mod retention;
 pub mod source;
+pub mod verification;
 
 use std::{
     collections::HashMap,

@@ -14,6 +14,7 @@ use super::{
     failure::Failure,
     group::{Outcome, Route},
     helm, retention,
+    verification::{self, Signatures},
 };
 use crate::{
     artifact::{
@@ -73,20 +74,24 @@ pub async fn pass_over(
     started: Instant,
 ) -> Option<Box<Failure>> {
     let mut worst: Option<Box<Failure>> = None;
+    // What is tried again soonest decides.
+    let rank = |f: &Failure| (f.class.retry() == crate::class::Retry::Backoff, f.is_verification());
     let mut note = |failure: Option<Failure>| {
         if let Some(failure) = failure
-            && worst.as_ref().is_none_or(|w| w.class.retry() != crate::class::Retry::Backoff)
+            && worst.as_ref().is_none_or(|w| rank(&failure) >= rank(w))
         {
             worst = Some(Box::new(failure));
         }
     };
+    let signatures = Arc::new(Signatures::default());
     let mut working = JoinSet::new();
     for key in members {
         let (shared, route, outcome) = (Arc::clone(shared), route.clone(), outcome.clone());
+        let signatures = Arc::clone(&signatures);
         while working.len() >= AT_ONCE {
             note(working.join_next().await.and_then(|joined| joined.unwrap_or_else(resume)));
         }
-        working.spawn(async move { pass(&shared, &route, &key, outcome, budget, started).await });
+        working.spawn(async move { pass(&shared, &route, &key, outcome, &signatures, budget, started).await });
     }
     while let Some(joined) = working.join_next().await {
         note(joined.unwrap_or_else(resume));
@@ -104,6 +109,7 @@ async fn pass(
     route: &Route,
     key: &Key,
     outcome: Outcome,
+    signatures: &Signatures,
     budget: Budget,
     started: Instant,
 ) -> Option<Failure> {
@@ -120,10 +126,17 @@ async fn pass(
     let mut warning = None;
     // Until the status that names it is kept, nothing else keeps the artifact from collection.
     let mut obtained = None;
+    if desired.policy.is_none() {
+        status.conditions.delete(kinds::SOURCE_VERIFIED);
+    }
     let result = match &outcome {
         Err(error) => Err(Failure::pulling(error, &route.wanted, desired.chart.is_some())),
         Ok(target) => {
-            let bringing = bring(shared, &object, &desired, target, &mut status, budget);
+            let bringing = async {
+                let budget =
+                    verification::verify(shared, &object, &desired, target, &mut status, signatures, budget).await?;
+                bring(shared, &object, &desired, target, &mut status, budget).await
+            };
             telling(shared, &object, &before, bringing).await.map(|made| {
                 warning = made.as_ref().and_then(|made| made.manifest.warning.clone());
                 obtained = made;
@@ -380,11 +393,7 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
             status.observed_generation = generation;
         }
         Err(failure) => {
-            for other in [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED] {
-                if other != failure.condition {
-                    conditions.delete(other);
-                }
-            }
+            clear_failures(conditions, failure.condition);
             conditions.delete(kinds::STALLED);
             let mut message = failure.message.clone();
             match &status.artifact {
@@ -403,10 +412,19 @@ fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Resul
             } else {
                 will_be_tried_again(conditions, generation, now);
             }
-            conditions.set(failure.condition, ConditionStatus::True, failure.reason, &message, generation, now);
+            verification::set_failed(conditions, failure.condition, failure.reason, &message, generation, now);
         }
     }
     conditions.summarize_ready(generation, now);
+}
+
+/// Takes away what earlier passes failed by, other than by `kept`.
+fn clear_failures(conditions: &mut impl Conditions, kept: &str) {
+    for failed in [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED] {
+        if failed != kept {
+            conditions.delete(failed);
+        }
+    }
 }
 
 fn will_be_tried_again(conditions: &mut impl Conditions, generation: i64, now: Timestamp) {
@@ -420,6 +438,7 @@ fn tell(before: &Status, after: &Status, desired: &Desired, result: &Result<(), 
         [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED]
             .iter()
             .any(|k| s.conditions.is_true(k))
+            || s.conditions.is_false(kinds::SOURCE_VERIFIED)
     };
     match (result, &after.artifact) {
         (Ok(()), Some(artifact)) => {
@@ -476,7 +495,8 @@ pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused:
     }
     let conditions = &mut status.conditions;
     let new = conditions.find(refused.condition).is_none_or(|c| c.message != message || c.reason != refused.reason);
-    conditions.set(refused.condition, ConditionStatus::True, refused.reason, &message, generation, now);
+    clear_failures(conditions, refused.condition);
+    verification::set_failed(conditions, refused.condition, refused.reason, &message, generation, now);
     if refused.is_stalled() {
         conditions.delete(kinds::RECONCILING);
         conditions.set(kinds::STALLED, ConditionStatus::True, refused.reason, &message, generation, now);

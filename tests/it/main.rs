@@ -13,4 +13,5 @@ mod mirror;
 mod mirror_setup;
 mod registry;
 mod server;
+mod signatures;
 mod support;

@@ -16,6 +16,9 @@ pub mod proxy;
 pub mod registry;
 pub mod upstream;
 pub mod services;
+/// Signatures as cosign writes them.
+#[path = "../../../src/trust/testing.rs"]
+pub mod signing;
 
 use std::{
     io::Write,
