@@ -6,9 +6,7 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::values::{
-    Address, Advertise, ByteSize, Cidr, FeatureGate, HostPort, MirrorListen, UpstreamFlag, WatchKind,
-};
+use super::values::{Address, Advertise, ByteSize, Cidr, FeatureGate, HostPort, MirrorListen, UpstreamFlag, WatchKind};
 use crate::{
     mirror,
     objects::FluxDuration,

@@ -138,10 +138,7 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
             "objects: a\nkubernetes: true\n",
             "f: objects and kubernetes exclude each other: the objects come from one of the two",
         ),
-        (
-            "watchKind: [OCIRepository]\nobjects: a\n",
-            "f: watchKind is of effect only with kubernetes",
-        ),
+        ("watchKind: [OCIRepository]\nobjects: a\n", "f: watchKind is of effect only with kubernetes"),
         (
             "externalArtifacts: true\n",
             "f: externalArtifacts needs objects or kubernetes, for where the sources come from",

@@ -20,9 +20,7 @@ macro_rules! from_text {
         }
     )*};
 }
-from_text!(
-    Address, Advertise, Cidr, FeatureGate, HostPort, MirrorListen, Pattern, Subject, UpstreamFlag, WatchKind
-);
+from_text!(Address, Advertise, Cidr, FeatureGate, HostPort, MirrorListen, Pattern, Subject, UpstreamFlag, WatchKind);
 
 /// Splits `HOST:PORT`, `[v6]:PORT`, `HOST`; the host without brackets.
 fn split_host_port(text: &str) -> Result<(String, Option<u16>), String> {

@@ -33,11 +33,11 @@ use http::{Method, header};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch as channel};
 
+pub use self::{check::SetupError, events::NotificationsError};
 use self::{
     events::{EventSink, Notifications},
     known::Known,
 };
-pub use self::{check::SetupError, events::NotificationsError};
 use super::{
     Backend, BackendError, BoxFuture, Change, ConfigMap, DocumentError, Event, Key, Kind, Leadership, Listing, Object,
     SecretObject, ServiceAccount, Status,
@@ -184,12 +184,7 @@ impl Inner {
     }
 
     /// What an object refers to, as it is now or was a moment ago.
-    async fn reference(
-        &self,
-        kind: Reference,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Content>, BackendError> {
+    async fn reference(&self, kind: Reference, namespace: &str, name: &str) -> Result<Option<Content>, BackendError> {
         let key = (kind, namespace.to_owned(), name.to_owned());
         {
             let mut known = self.references.lock().unwrap_or_else(PoisonError::into_inner);
@@ -223,12 +218,7 @@ impl Inner {
     }
 
     /// A fresh token of a ServiceAccount (TokenRequest, `authentication.k8s.io/v1`); `None` where there is no such account.
-    async fn token(
-        &self,
-        namespace: &str,
-        name: &str,
-        audiences: &[String],
-    ) -> Result<Option<Secret>, BackendError> {
+    async fn token(&self, namespace: &str, name: &str, audiences: &[String]) -> Result<Option<Secret>, BackendError> {
         let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}/token", segment(namespace), segment(name));
         let request = json!({
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",

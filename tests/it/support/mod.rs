@@ -14,11 +14,11 @@ pub mod larder;
 pub mod packed;
 pub mod proxy;
 pub mod registry;
-pub mod upstream;
 pub mod services;
 /// Signatures as cosign writes them.
 #[path = "../../../src/trust/testing.rs"]
 pub mod signing;
+pub mod upstream;
 
 use std::{
     io::Write,
