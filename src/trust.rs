@@ -204,8 +204,10 @@ impl Policy {
         if why.is_empty() {
             return Err(TrustError::Unsigned(*digest));
         }
-        if let Rule::Keys { unusable, .. } = &self.0 {
-            why.extend(unusable.iter().take(MAX_REASONS).cloned());
+        match &self.0 {
+            Rule::Keys { unusable, .. } => why.extend(unusable.iter().take(MAX_REASONS).cloned()),
+            #[cfg(feature = "keyless")]
+            Rule::Identities(_) => {}
         }
         Err(TrustError::Refused { digest: *digest, why })
     }

@@ -11,11 +11,10 @@ use crate::{
         world::{NAMESPACE, World, object},
     },
     support::{
-        eventually,
         fixtures::{files, files_in, gzip, tar_of},
         larder::{condition_of, fetch_artifact, is_ready, text},
         registry::Kind,
-        signing::{Annotations, BUNDLE, SIGN, Sigstore, bundle_by_key, layer_by_key, simple_signing, statement},
+        signing::{Annotations, BUNDLE, SIGN, bundle_by_key, layer_by_key, simple_signing, statement},
     },
 };
 
@@ -459,6 +458,8 @@ fn charts_are_verified_by_their_manifests_digest() {
 #[test]
 #[cfg(feature = "keyless")]
 fn artifacts_signed_by_an_identity_of_a_given_sigstore_are_verified() {
+    use crate::support::{eventually, signing::Sigstore};
+
     const ISSUER: &str = "https://token.actions.example";
     const SUBJECT: &str = "https://git.example/team/app@refs/heads/main";
     let world = World::start(&[]);
