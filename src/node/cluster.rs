@@ -36,7 +36,9 @@ pub async fn connect(
     hostname: &str,
     artifacts: SocketAddr,
 ) -> Result<(Cluster, Applier), ClusterError> {
-    let found = kube::Config::infer().await.map_err(|error| ClusterError::Nowhere(error.into()))?;
+    let mut found = kube::Config::infer().await.map_err(|error| ClusterError::Nowhere(error.into()))?;
+    // Calls are made again by those who know what may be made twice, and how long it is worth while.
+    found.default_retry = false;
     let namespace = surroundings.pod_namespace.clone().unwrap_or_else(|| found.default_namespace.clone());
     let client = kube::Client::try_from(found).map_err(|error| ClusterError::Client(error.into()))?;
     let settings = Settings {
