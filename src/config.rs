@@ -17,7 +17,9 @@ pub use files::check_files;
 pub use settings::{
     AccessRule, RegistrySettings, Settings, StoreSettings, TagRule, TlsSettings, UpstreamMode, UpstreamSettings,
 };
-pub use values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag, WatchKind};
+pub use values::{
+    Address, Advertise, ByteSize, Cidr, Feature, FeatureGate, HostPort, MirrorListen, UpstreamFlag, WatchKind,
+};
 
 use crate::{
     objects::{FluxDuration, Kind},
@@ -68,6 +70,8 @@ pub struct Config {
     pub egress_deny: Vec<Cidr>,
     /// Token services that registries may name on other domains.
     pub token_realms: Vec<HostPort>,
+    /// Features that are switched on or off; of one that is named twice the last counts.
+    pub feature_gates: Vec<FeatureGate>,
     /// The byte budget of what is cached; none if absent.
     pub store_max_bytes: Option<ByteSize>,
     /// Bytes of the disk that stay free; a twentieth, at most 512 MiB, if absent.
@@ -154,6 +158,7 @@ impl Config {
             egress_allow: settings.egress_allow,
             egress_deny: settings.egress_deny,
             token_realms: settings.token_realms,
+            feature_gates: settings.feature_gates,
             store_max_bytes: settings.store_max_bytes.or(settings.store.max_bytes),
             store_headroom_bytes: settings.store.headroom_bytes,
             store_scrub_bytes_per_second: settings.store.scrub_bytes_per_second.unwrap_or(ByteSize(20_000_000)),
@@ -167,6 +172,11 @@ impl Config {
             log_format: settings.log_format.unwrap_or_default(),
             registry: settings.registry,
         })
+    }
+
+    /// Whether a feature is switched on.
+    pub fn is_on(&self, feature: Feature) -> bool {
+        self.feature_gates.iter().rev().find(|gate| gate.feature == feature).is_some_and(|gate| gate.on)
     }
 
     /// Who may use them.

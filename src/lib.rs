@@ -22,6 +22,7 @@
 //! | [`registry`] | the client of an upstream registry |
 //! | [`unpack`] | from a layer's bytes to a checked index of entries, and to a tree; synchronous |
 //! | [`flight`] | one worker for all who want the same at once |
+//! | [`trust`] | signature policy: who must have signed a manifest; pure |
 //! | [`pull`] | the one way content enters the store from a registry |
 //! | [`artifact`] | from layers to the artifact that is served; packing for `larder push` |
 //! | [`apply`] | from an artifact's tree to the documents of a Kustomization |
@@ -35,8 +36,8 @@
 //!
 //! # The dependency rule
 //!
-//! `main → cli → node → {server, reconciler} → {mirror, apply, artifact} → pull → {registry, store, unpack, flight} → {oci,
-//! digest}`. [`store`] and [`registry`] meet only in [`pull`]; [`server`] never calls [`registry`]. A test reads every
+//! `main → cli → node → {server, reconciler} → {mirror, apply, artifact} → pull → {registry, store, unpack, trust, flight} →
+//! {oci, digest}`. [`store`] and [`registry`] meet only in [`pull`]; [`server`] never calls [`registry`]. A test reads every
 //! module's imports against this.
 
 pub mod apply;
@@ -60,4 +61,5 @@ pub mod server;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod trust;
 pub mod unpack;

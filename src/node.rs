@@ -6,6 +6,7 @@
 //! stop, the store is synced and its counters noted.
 
 mod cluster;
+mod logins;
 mod mirrors;
 mod orders;
 mod upkeep;
@@ -22,12 +23,15 @@ use serde_json::Value;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use self::mirrors::MirrorListener;
-pub use self::{cluster::ClusterError, mirrors::MirrorSetupError};
+pub use self::{
+    cluster::{ClusterError, MigrationReport, ReportError, migration_report},
+    mirrors::MirrorSetupError,
+};
 use crate::{
     apply::confine::Launcher,
     artifact::{build::Caps, publish::Published},
     blocking,
-    config::{Address, Config, HostPort},
+    config::{Address, Config, Feature, HostPort},
     mirror::Mirror,
     objects::{
         Backend, BackendError, BoxFuture, Change, Event, Key, Listing, Object, SecretObject, ServiceAccount, Status,
@@ -35,7 +39,7 @@ use crate::{
     oci,
     pull::{PullError, Puller},
     reconciler::{self, NotDone, Reconciler, Rendering},
-    registry::{self, Client, ProxyEnvironment, RegistryError},
+    registry::{self, Client, ProxyEnvironment, RegistryError, login},
     server::{
         Admin, Artifacts, Bound, Control, Handler, Limits, Order, OrderFailure, Refusal, Registry, Tls, TlsError,
         Workers,
@@ -81,6 +85,8 @@ pub struct Surroundings {
     pub pod_namespace: Option<String>,
     /// `POD_NAME`.
     pub pod_name: Option<String>,
+    /// This process's identities in clouds.
+    pub identities: login::Environment,
 }
 
 impl Surroundings {
@@ -92,6 +98,7 @@ impl Surroundings {
             proxies: ProxyEnvironment::read(|name| std::env::var(name).ok()),
             pod_namespace: std::env::var("POD_NAMESPACE").ok(),
             pod_name: std::env::var("POD_NAME").ok(),
+            identities: login::Environment::read(|name| std::env::var(name).ok()),
         })
     }
 }
@@ -172,16 +179,17 @@ impl Node {
             Some(path) => Some(read_token(path)?),
             None => None,
         };
-        let client = Client::new(client_config(&config, surroundings.proxies.clone()))?;
-        let puller = Puller::new(store.clone(), client)?;
-        let (mirror, mirrors) = mirrors::set_up(&config, &puller).await?.unzip();
-        let mirrors = mirrors.unwrap_or_default().into_iter().map(|listener| listener.like(&workers, tls.as_ref()));
-        let mirrors: Vec<MirrorListener> = mirrors.collect();
         let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let cluster::Objects { backend, applier, producer } = tokio::select! {
             objects = cluster::objects(&config, &surroundings, &hostname, artifacts.address()) => objects?,
             () = shutdown.wait() => return Err(NodeError::Stopped),
         };
+        let login = logins::of(&backend, surroundings.identities);
+        let client = Client::new(client_config(&config, surroundings.proxies, login))?;
+        let puller = Puller::new(store.clone(), client)?;
+        let (mirror, mirrors) = mirrors::set_up(&config, &puller).await?.unzip();
+        let mirrors = mirrors.unwrap_or_default().into_iter().map(|listener| listener.like(&workers, tls.as_ref()));
+        let mirrors: Vec<MirrorListener> = mirrors.collect();
         let published = Published::default();
         let mut insecure_registries: Vec<_> = config.insecure_registries.iter().filter_map(as_registry).collect();
         if tls.is_none() {
@@ -193,6 +201,7 @@ impl Node {
             concurrency: config.concurrency,
             insecure_registries,
             insecure_allowed: config.insecure_allow_http,
+            object_level_identity: config.is_on(Feature::ObjectLevelWorkloadIdentity),
             retention: config.artifact_retention_ttl.get(),
             retention_records: config.artifact_retention_records,
             caps: Caps::default(),
@@ -347,12 +356,13 @@ fn as_registry(host: &HostPort) -> Option<oci::Registry> {
     host.to_string().parse().ok()
 }
 
-fn client_config(config: &Config, proxies: ProxyEnvironment) -> registry::Config {
+fn client_config(config: &Config, proxies: ProxyEnvironment, login: login::Config) -> registry::Config {
     registry::Config {
         egress_allow: config.egress_allow.iter().map(ToString::to_string).collect(),
         egress_deny: config.egress_deny.iter().map(ToString::to_string).collect(),
         token_realms: config.token_realms.iter().map(ToString::to_string).collect(),
         proxies,
+        login,
         ..registry::Config::default()
     }
 }

@@ -1,6 +1,6 @@
 //! What each target does with its bytes, and what must hold of the result. Nothing may panic, whatever the bytes.
 
-use std::{collections::BTreeMap, io::Read};
+use std::{collections::BTreeMap, io::Read, sync::LazyLock};
 
 use larder::{
     digest::Digest,
@@ -8,6 +8,7 @@ use larder::{
     registry::{challenge as challenges, docker_config as docker_configs},
     server::{query as queries, range as ranges, registry::access as accesses, route as routes},
     store::{Durability, Store},
+    trust::{self, Evidence, Policy},
     unpack::{
         data::Limits,
         decompress as formats,
@@ -37,6 +38,7 @@ pub const ALL: &[Target] = &[
     ("range", range),
     ("reference", reference),
     ("route", route),
+    ("signature", signature),
     ("tar", tar),
 ];
 
@@ -223,6 +225,45 @@ pub fn reference(data: &[u8]) {
 pub fn route(data: &[u8]) {
     let Ok(path) = str::from_utf8(data) else { return };
     let _ = routes::parse(path);
+}
+
+/// A key and a trusted root of which nobody has the private halves.
+static POLICIES: LazyLock<Vec<Policy>> = LazyLock::new(|| {
+    let key = Policy::keys([("cosign.pub", include_str!("cosign.pub"))]).expect("a key");
+    // Not in a build without the feature.
+    let root = Policy::keyless(&[], include_str!("trusted_root.json")).ok();
+    [Some(key), root].into_iter().flatten().collect()
+});
+
+/// What may be a signature: by the first byte a bundle, or a layer: its payload, and the names and values of its annotations,
+/// each after a zero byte. The corpus has good ones, of other manifests; whatever they are changed to, they are none of this
+/// one.
+pub fn signature(data: &[u8]) {
+    let digest = Digest::sha256(b"never signed");
+    let Some((first, rest)) = data.split_first() else { return };
+    let evidence = if first & 1 == 0 {
+        if let Ok(trust::Content::Envelope { payload_type, payload, .. }) = trust::Content::parse(rest) {
+            let _ = trust::signed_by_statement(&payload_type, &payload, &digest);
+        }
+        Evidence::Bundle(rest.to_vec().into())
+    } else {
+        let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
+        let mut parts = rest.split(|byte| *byte == 0);
+        let payload = parts.next().unwrap_or_default();
+        let mut annotations = BTreeMap::new();
+        while let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+            annotations.insert(text(name), text(value));
+        }
+        let _ = trust::signed_by_layer(payload, &digest);
+        Evidence::Layer { payload: payload.to_vec().into(), annotations }
+    };
+    for policy in POLICIES.iter() {
+        assert!(policy.judge(&digest, std::slice::from_ref(&evidence)).is_err());
+    }
+    if let Ok(text) = str::from_utf8(rest) {
+        let _ = Policy::keys([("x.pub", text)]);
+        let _ = Policy::keyless(&[], text);
+    }
 }
 
 /// A tar, the first byte says whether it is a container image's layer. What passes through must be, for another reader,

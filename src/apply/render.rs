@@ -372,7 +372,11 @@ fn shown(path: &str) -> String {
     path.chars().take(200).collect()
 }
 
-fn refuse_unsupported(spec: &KustomizationSpec) -> Result<(), RenderError> {
+/// Refuses fields that must not be passed over in silence.
+///
+/// # Errors
+/// [`RenderError::Unsupported`], with the field.
+pub fn refuse_unsupported(spec: &KustomizationSpec) -> Result<(), RenderError> {
     if spec.decryption.is_some() {
         return Err(RenderError::Unsupported {
             field: "decryption",

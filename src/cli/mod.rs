@@ -5,6 +5,7 @@ mod config;
 mod crds;
 mod get;
 mod list;
+mod migrate;
 mod mirror;
 mod output;
 mod pull;
@@ -49,6 +50,8 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     Crds(crds::Arguments),
+    #[command(subcommand)]
+    Migrate(migrate::Command),
 }
 
 /// Runs the command that the process was started with.
@@ -66,6 +69,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Mirror(command) => block_on(mirror::run(command)),
         Command::Config(command) => config::run(command),
         Command::Crds(arguments) => crds::run(&arguments),
+        Command::Migrate(command) => block_on(migrate::run(command)),
     }
 }
 

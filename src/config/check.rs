@@ -88,7 +88,10 @@ pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
     }
     if settings.external_artifacts == Some(true) {
         if settings.events_addr.is_some() {
-            wrong("eventsAddr and externalArtifacts exclude each other: events are about objects that Larder writes".into());
+            wrong(
+                "eventsAddr and externalArtifacts exclude each other: events are about objects that Larder writes"
+                    .into(),
+            );
         }
         if settings.watch_kind.contains(&WatchKind(Kind::Kustomization)) {
             wrong("watchKind: with externalArtifacts Kustomizations stay Flux's; name kinds of sources only".into());

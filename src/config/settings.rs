@@ -6,7 +6,7 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::values::{Address, Advertise, ByteSize, Cidr, HostPort, MirrorListen, UpstreamFlag, WatchKind};
+use super::values::{Address, Advertise, ByteSize, Cidr, FeatureGate, HostPort, MirrorListen, UpstreamFlag, WatchKind};
 use crate::{
     mirror,
     objects::FluxDuration,
@@ -103,6 +103,11 @@ pub struct Settings {
     #[arg(long, value_name = "HOST[:PORT]", env = "LARDER_TOKEN_REALMS", value_delimiter = ',')]
     pub token_realms: Vec<HostPort>,
 
+    /// Switch a feature that is off by default (repeatable): ObjectLevelWorkloadIdentity=true lets spec.serviceAccountName log
+    /// in at a cloud.
+    #[arg(long, value_name = "NAME=BOOL", env = "LARDER_FEATURE_GATES", value_delimiter = ',')]
+    pub feature_gates: Vec<FeatureGate>,
+
     /// Byte budget of what is cached; short for store.maxBytes [default: none].
     #[arg(long, value_name = "SIZE", env = "LARDER_STORE_MAX_BYTES")]
     pub store_max_bytes: Option<ByteSize>,
@@ -182,6 +187,7 @@ impl Settings {
             egress_allow: list(self.egress_allow, other.egress_allow),
             egress_deny: list(self.egress_deny, other.egress_deny),
             token_realms: list(self.token_realms, other.token_realms),
+            feature_gates: list(self.feature_gates, other.feature_gates),
             store_max_bytes: self.store_max_bytes.or(other.store_max_bytes),
             tag_ttl: self.tag_ttl.or(other.tag_ttl),
             negative_ttl: self.negative_ttl.or(other.negative_ttl),

@@ -47,7 +47,7 @@ fn every_flag_has_its_variable_and_its_key() {
         assert_eq!(known, flag != "config", "{key}");
         seen += 1;
     }
-    assert_eq!(seen, 25);
+    assert_eq!(seen, 31);
     assert_eq!(schema["additionalProperties"], false);
     assert!(schema["properties"]["upstreams"].is_object());
 }
@@ -96,6 +96,24 @@ fn repeatable_flags_add_up() {
 }
 
 #[test]
+fn feature_gates_are_named_as_fluxs() {
+    let gate = Feature::ObjectLevelWorkloadIdentity;
+    assert!(!check("").unwrap().is_on(gate));
+    assert!(resolve(&["--feature-gates", "ObjectLevelWorkloadIdentity=true"], "").is_on(gate));
+    assert!(check("featureGates: [ObjectLevelWorkloadIdentity=true]\n").unwrap().is_on(gate));
+    let off = ["--feature-gates", "ObjectLevelWorkloadIdentity=true,ObjectLevelWorkloadIdentity=false"];
+    assert!(!resolve(&off, "").is_on(gate));
+    for (text, says) in [
+        ("Frobnicate=true", "is no feature gate here; there is ObjectLevelWorkloadIdentity"),
+        ("ObjectLevelWorkloadIdentity", "write NAME=true or NAME=false"),
+        ("ObjectLevelWorkloadIdentity=yes", "is true or false, not \"yes\""),
+    ] {
+        let error = text.parse::<FeatureGate>().unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
 fn a_file_may_say_all_of_it() {
     let text = "kubernetes: true\nwatchLabelSelector: a=b\nupstreams: [{host: ghcr.io}]\nmirrorListen: [':1=ghcr.io']\n\
         store: {maxBytes: 10GiB, headroomBytes: 1000}\ntagTtl: 5s\nnegativeTtl: 5s\n\
@@ -120,13 +138,18 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
             "objects: a\nkubernetes: true\n",
             "f: objects and kubernetes exclude each other: the objects come from one of the two",
         ),
-        (
-            "watchKind: [OCIRepository]\nobjects: a\n",
-            "f: watchKind is of effect only with kubernetes",
-        ),
+        ("watchKind: [OCIRepository]\nobjects: a\n", "f: watchKind is of effect only with kubernetes"),
         (
             "externalArtifacts: true\n",
             "f: externalArtifacts needs objects or kubernetes, for where the sources come from",
+        ),
+        (
+            "externalArtifacts: true\nkubernetes: true\neventsAddr: http://h\n",
+            "f: eventsAddr and externalArtifacts exclude each other: events are about objects that Larder writes",
+        ),
+        (
+            "externalArtifacts: true\nkubernetes: true\nwatchKind: [Kustomization]\n",
+            "f: watchKind: with externalArtifacts Kustomizations stay Flux's; name kinds of sources only",
         ),
         (
             "kubernetes: true\nwatchKind: [Bucket]\n",

@@ -20,7 +20,7 @@ macro_rules! from_text {
         }
     )*};
 }
-from_text!(Address, Advertise, Cidr, HostPort, MirrorListen, Pattern, Subject, UpstreamFlag, WatchKind);
+from_text!(Address, Advertise, Cidr, FeatureGate, HostPort, MirrorListen, Pattern, Subject, UpstreamFlag, WatchKind);
 
 /// Splits `HOST:PORT`, `[v6]:PORT`, `HOST`; the host without brackets.
 fn split_host_port(text: &str) -> Result<(String, Option<u16>), String> {
@@ -219,6 +219,46 @@ impl FromStr for MirrorListen {
     fn from_str(text: &str) -> Result<Self, String> {
         let (address, host) = text.split_once('=').ok_or("write ADDR=HOST, such as 127.0.0.1:5001=docker.io")?;
         Ok(Self { address: address.parse()?, host: host.parse()? })
+    }
+}
+
+/// A feature that is off unless it is switched on. The names are Flux's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// Objects may log in at a cloud as a ServiceAccount of their namespace.
+    ObjectLevelWorkloadIdentity,
+}
+
+impl Feature {
+    const ALL: [Self; 1] = [Self::ObjectLevelWorkloadIdentity];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::ObjectLevelWorkloadIdentity => "ObjectLevelWorkloadIdentity",
+        }
+    }
+}
+
+/// `NAME=BOOL`: switches a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "String")]
+pub struct FeatureGate {
+    /// Which.
+    pub feature: Feature,
+    /// On or off.
+    pub on: bool,
+}
+
+impl FromStr for FeatureGate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, on) = text.split_once('=').ok_or("write NAME=true or NAME=false")?;
+        let feature = Feature::ALL.into_iter().find(|feature| feature.name() == name.trim());
+        let known = || Feature::ALL.map(Feature::name).join(", ");
+        let feature = feature.ok_or_else(|| format!("{name:?} is no feature gate here; there is {}", known()))?;
+        let on = on.trim().to_ascii_lowercase().parse().map_err(|_| format!("{name} is true or false, not {on:?}"))?;
+        Ok(Self { feature, on })
     }
 }
 

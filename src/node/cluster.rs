@@ -1,17 +1,20 @@
 //! The way to a cluster.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use super::{Nothing, NodeError, Surroundings};
+use super::{NodeError, Nothing, Surroundings};
 use crate::{
     apply::cluster::Applier,
     blocking,
     config::Config,
     objects::{
-        Backend, Directory, Producer,
+        Backend, Directory, DocumentError, Producer,
+        api::CallError,
         cluster::{Cluster, Settings, SetupError},
         producer::{self, Kept},
+        survey,
     },
+    reconciler::report,
 };
 
 /// How long a pass over a source may last before its status says that it is under way.
@@ -87,10 +90,62 @@ async fn name(config: &Config, hostname: &str) -> String {
     format!("{}-{}", if config.kubernetes { "cluster" } else { "files" }, &hash[..16])
 }
 
+/// What would become of the objects of a directory, or of the cluster of KUBECONFIG, under Larder.
+///
+/// # Errors
+/// Where they cannot be read at all.
+pub async fn migration_report(objects: Option<&Path>) -> Result<MigrationReport, ReportError> {
+    let survey = match objects {
+        Some(directory) => {
+            let (directory, shown) = (directory.to_owned(), directory.display().to_string());
+            let read = blocking::io(move || survey::of_directory(&directory)).await;
+            read.map_err(|source| ReportError::Directory { place: shown, source })?
+        }
+        None => survey::of_cluster(connect().await?.0).await.map_err(ReportError::Away)?,
+    };
+    Ok(MigrationReport { lines: report::judge(&survey.items), errors: survey.errors })
+}
+
+/// What [`migration_report`] found.
+#[derive(Clone, Debug)]
+pub struct MigrationReport {
+    /// An object a line.
+    pub lines: Vec<report::Line>,
+    /// What could not be read.
+    pub errors: Vec<DocumentError>,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The directory.
+    #[error("cannot read the objects in {place}")]
+    Directory {
+        /// Which.
+        place: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The way to the cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The API server.
+    #[error("cannot list the cluster's objects")]
+    Away(#[source] CallError),
+}
+
 /// The way to the cluster of KUBECONFIG, or to the one that this runs in; and the namespace for what Larder keeps there.
 async fn client(surroundings: &Surroundings) -> Result<(kube::Client, String), ClusterError> {
-    let found = kube::Config::infer().await.map_err(|error| ClusterError::Nowhere(error.into()))?;
-    let namespace = surroundings.pod_namespace.clone().unwrap_or_else(|| found.default_namespace.clone());
+    let (client, namespace) = connect().await?;
+    Ok((client, surroundings.pod_namespace.clone().unwrap_or(namespace)))
+}
+
+async fn connect() -> Result<(kube::Client, String), ClusterError> {
+    let mut found = kube::Config::infer().await.map_err(|error| ClusterError::Nowhere(error.into()))?;
+    // Calls are made again by those who know what may be made twice, and how long it is worth while.
+    found.default_retry = false;
+    let namespace = found.default_namespace.clone();
     let client = kube::Client::try_from(found).map_err(|error| ClusterError::Client(error.into()))?;
     Ok((client, namespace))
 }

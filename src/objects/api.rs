@@ -16,6 +16,8 @@ const CONCURRENCY: usize = 32;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a call is made that fails for a while.
 const ATTEMPTS: u32 = 4;
+/// How long to wait at least where the server says that it is too much at the moment: what priority and fairness asks for.
+const TOO_MANY: Duration = Duration::from_secs(1);
 /// The largest answer that is read: a page of metadata is about 2 MB.
 const MAX_ANSWER: usize = 64 << 20;
 
@@ -147,6 +149,9 @@ impl Calls {
             let result = self.once(method, path, who, headers, body).await;
             match result {
                 Err(error) if error.is_transient() && attempt < ATTEMPTS => {
+                    if matches!(error, CallError::Refused { code: 429, .. }) {
+                        delay = delay.max(TOO_MANY);
+                    }
                     tracing::debug!(%method, path, error = crate::class::chain(&error), "a call to the API server is made again");
                 }
                 other => return other,

@@ -38,6 +38,7 @@ use tokio::{
     task::JoinSet,
 };
 
+pub(super) use self::scan::is_named;
 use self::{
     load::{Outcome, State},
     record::{Record, Records},

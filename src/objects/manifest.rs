@@ -46,7 +46,6 @@ impl std::fmt::Display for Identity {
 
 /// What a document says.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "nearly every value is of the largest variant")]
 pub enum Content {
     /// One of Flux's objects.
     Object {
@@ -173,7 +172,7 @@ fn read_one(document: &Value, list_kind: Option<&str>, list_version: Option<&str
         let mut warnings = Vec::new();
         let content = match kind {
             DependencyKind::Secret => read_secret(document, &mut warnings),
-            DependencyKind::ServiceAccount => read_service_account(document),
+            DependencyKind::ServiceAccount => read_service_account(document, &metadata),
             DependencyKind::ConfigMap => read_config_map(document),
         };
         return match content {
@@ -204,15 +203,11 @@ fn read_one(document: &Value, list_kind: Option<&str>, list_version: Option<&str
         Ok(spec) => Box::new(spec),
         Err(error) => return faulty(Some(identity), error),
     };
-    let strings = |field: &str| -> BTreeMap<String, String> {
-        let pairs = metadata.get(field).and_then(Value::as_object).into_iter().flatten();
-        pairs.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
-    };
     let metadata = Metadata {
         name: name.into(),
         namespace: namespace.into(),
-        labels: strings("labels"),
-        annotations: strings("annotations"),
+        labels: strings(&metadata, "labels"),
+        annotations: strings(&metadata, "annotations"),
         ..Metadata::default()
     };
     // Fields of an object that is left alone are others' business.
@@ -220,6 +215,12 @@ fn read_one(document: &Value, list_kind: Option<&str>, list_version: Option<&str
     let unread = findings.unread.iter().map(|path| format!("{path}: Larder does not use it"));
     let warnings = unknown.chain(unread).filter(|_| spec.is_ours()).collect();
     Declared::Item { identity, content: Content::Object { metadata, spec, raw_spec }, warnings }
+}
+
+/// The pairs of a mapping in `metadata`, which has met its schema.
+fn strings(metadata: &Value, field: &str) -> BTreeMap<String, String> {
+    let pairs = metadata.get(field).and_then(Value::as_object).into_iter().flatten();
+    pairs.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
 }
 
 /// A spec as its kind's type.
@@ -285,7 +286,7 @@ fn read_secret(document: &Value, warnings: &mut Vec<String>) -> Result<Content, 
     Ok(Content::Secret(Arc::new(SecretObject { kind, data })))
 }
 
-fn read_service_account(document: &Value) -> Result<Content, String> {
+fn read_service_account(document: &Value, metadata: &Value) -> Result<Content, String> {
     let image_pull_secrets = match document.get("imagePullSecrets") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(items)) => items
@@ -295,7 +296,8 @@ fn read_service_account(document: &Value) -> Result<Content, String> {
             .ok_or("imagePullSecrets: each must be a mapping with a name")?,
         Some(_) => return Err("imagePullSecrets: must be a list".into()),
     };
-    Ok(Content::ServiceAccount(ServiceAccount { image_pull_secrets }))
+    let annotations = strings(metadata, "annotations");
+    Ok(Content::ServiceAccount(ServiceAccount { image_pull_secrets, annotations }))
 }
 
 fn read_config_map(document: &Value) -> Result<Content, String> {

@@ -16,6 +16,7 @@ pub mod schema;
 mod shown;
 pub mod source;
 pub mod status;
+pub mod survey;
 pub mod view;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -28,8 +29,8 @@ pub use condition::{Condition, ConditionStatus, Conditions};
 pub use directory::{Directory, kept_artifacts};
 pub use duration::FluxDuration;
 pub use kustomization::KustomizationSpec;
-pub use source::{GitRepositorySpec, HelmChartSpec, HelmRepositorySpec, OciRepositorySpec};
 pub use producer::Producer;
+pub use source::{GitRepositorySpec, HelmChartSpec, HelmRepositorySpec, OciRepositorySpec};
 pub use status::{Artifact, Inventory, InventoryEntry, Status};
 pub use view::{SourceView, Wanted, as_source};
 
@@ -199,6 +200,8 @@ pub struct SecretObject {
 pub struct ServiceAccount {
     /// `imagePullSecrets[].name`.
     pub image_pull_secrets: Vec<String>,
+    /// `metadata.annotations`: what it stands for in a cloud.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A ConfigMap's data.
@@ -317,6 +320,19 @@ pub trait Backend: Send + Sync + 'static {
         namespace: &'a str,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>>;
+    /// A fresh token of a ServiceAccount for `audiences` (TokenRequest); `None` where there is no such ServiceAccount. Only a
+    /// cluster issues any.
+    fn service_account_token<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<Secret>, BackendError>> {
+        let _ = (namespace, name, audiences);
+        Box::pin(async {
+            Err(BackendError::Api("there is no cluster here that issues tokens of ServiceAccounts".into()))
+        })
+    }
     /// A ConfigMap by name.
     fn config_map<'a>(
         &'a self,

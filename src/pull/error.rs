@@ -26,6 +26,9 @@ pub enum PullError {
     /// The marks of who fetched what.
     #[error("cannot keep the mark of a fetched blob: {0}")]
     Grants(#[source] std::io::Error),
+    /// A signature that was fetched and cannot be read from the disk.
+    #[error("cannot read a signature: {0}")]
+    Evidence(#[source] std::io::Error),
     /// The manifest.
     #[error("manifest {digest}: {source}")]
     Manifest {
@@ -91,7 +94,7 @@ impl PullError {
         match self {
             Self::Registry(e) | Self::Tags(e) => e.class(),
             Self::Store(e) => e.class(),
-            Self::Grants(_) => Class::Disk,
+            Self::Grants(_) | Self::Evidence(_) => Class::Disk,
             Self::Manifest { source, .. } => source.class(),
             Self::TooDeep(_) => Class::Limit,
             Self::Version(e) => e.class(),

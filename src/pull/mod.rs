@@ -7,6 +7,7 @@
 
 mod challenges;
 mod error;
+pub mod evidence;
 pub mod fill;
 mod follow;
 pub mod grants;
@@ -28,7 +29,10 @@ use crate::{
         Document, ImageManifest, Registry, Repository, Selector, Tag,
         version::{TagPolicy, select_chart},
     },
-    registry::{Budget, Client, Endpoint, FetchedManifest},
+    registry::{
+        Budget, Client, Credentials, Endpoint, FetchedManifest, Transport,
+        login::{Account, LoginError, Provider},
+    },
     store::{Blob, Durability, Lease, Store},
 };
 pub use error::PullError;
@@ -151,6 +155,17 @@ impl Puller {
     /// Whether a registry of this name may be contacted at all, as far as the name tells; else why not.
     pub fn permits(&self, registry: &Registry) -> Result<(), &'static str> {
         self.client.permits(registry)
+    }
+
+    /// Credentials that log in at a cloud's registry; see [`Client::login`].
+    pub fn login(
+        &self,
+        provider: Provider,
+        account: Option<Account>,
+        registry: &Registry,
+        transport: &Transport,
+    ) -> Result<Credentials, LoginError> {
+        self.client.login(provider, account, registry, transport)
     }
 
     /// Finds out where `wanted` leads. With something `held` for it a HEAD asks whether it moved, and a GET only if that

@@ -19,6 +19,8 @@ pub struct Config {
     pub insecure_registries: Vec<Registry>,
     /// Whether objects may say `insecure: true`.
     pub insecure_allowed: bool,
+    /// Whether a ServiceAccount that an object names may log in at a cloud (gate ObjectLevelWorkloadIdentity).
+    pub object_level_identity: bool,
     /// How long a superseded artifact stays fetchable at least.
     pub retention: Duration,
     /// How many artifacts of an object, the current one included, stay fetchable at least.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Shared, group::Route, helm};
+use super::{Shared, credentials, group::Route, helm, verification};
 use crate::{
     artifact::choose::Choice,
     class::Class,
@@ -10,17 +10,18 @@ use crate::{
     objects::{
         HelmChartSpec, Key, Kind, Object, SecretObject, Spec, Status,
         condition::kinds,
-        source::LayerSelector,
+        source::{LayerSelector, Verification},
         view::{self, DEFAULT_TIMEOUT, as_source},
     },
     oci::{Reference, ReferenceError, media_type, version::exact_chart_tag},
     pull::{Target, Wanted, Way},
-    registry::{Credentials, Endpoint, Proxy, Transport, docker_config},
+    registry::{Endpoint, Proxy, Transport},
     secret::Secret,
+    trust::Policy,
 };
 
 /// How soon a Secret that is missing or wrong is looked at again, where nobody tells of its change.
-const RETRY_SECRETS: Duration = Duration::from_secs(30);
+pub const RETRY_SECRETS: Duration = Duration::from_secs(30);
 
 /// A source as it is to be fetched.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +44,8 @@ pub struct Desired {
     pub chart: Option<helm::WantedChart>,
     /// Whether Secrets or a ServiceAccount had a part in it.
     pub refers: bool,
+    /// `spec.verify`.
+    pub policy: Option<Arc<Policy>>,
 }
 
 /// Why an object cannot even be tried.
@@ -66,7 +69,7 @@ impl Refused {
         self.retry.is_none()
     }
 
-    fn spec(reason: &'static str, class: Class, message: impl Into<String>) -> Self {
+    pub(super) fn spec(reason: &'static str, class: Class, message: impl Into<String>) -> Self {
         Self { condition: kinds::FETCH_FAILED, reason, message: message.into(), class, retry: None }
     }
 
@@ -78,7 +81,7 @@ impl Refused {
         Self { condition: kinds::BUILD_FAILED, ..Self::spec("InvalidChartReference", Class::Spec, message) }
     }
 
-    fn authentication(message: impl Into<String>) -> Self {
+    pub(super) fn authentication(message: impl Into<String>) -> Self {
         let retry = Some(RETRY_SECRETS);
         Self { retry, ..Self::spec("AuthenticationFailed", Class::Auth, message) }
     }
@@ -96,31 +99,60 @@ pub fn timeout(spec: &Spec) -> Duration {
 }
 
 /// What is asked of a registry, whichever kind asks.
-struct Asked<'a> {
+pub(super) struct Asked<'a> {
     reference: Result<Reference, ReferenceError>,
     url: String,
     wanted: Wanted,
-    secret: Option<&'a str>,
+    pub(super) secret: Option<&'a str>,
     certificates: Option<&'a str>,
     proxy: Option<&'a str>,
-    service_account: Option<&'a str>,
-    provider: &'a str,
+    pub(super) service_account: Option<&'a str>,
+    pub(super) provider: &'a str,
     insecure: bool,
-    verify: bool,
+    verify: Option<&'a Verification>,
     interval: Duration,
     timeout: Duration,
     choice: Choice,
     selector: Option<LayerSelector>,
     ignore: Option<String>,
     /// A Secret may also hold `username` and `password`, and TLS material.
-    plain_secret: bool,
+    pub(super) plain_secret: bool,
 }
 
 /// Reads an object; `None` where there is nothing to fetch for it.
 pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desired>, Refused> {
     if let Spec::HelmChart(spec) = &object.spec {
-        return helm_chart(shared, object, spec).await;
+        let repository =
+            chart_repository(object, spec, |key| shared.lock().objects.get(key).map(|e| Arc::clone(&e.object)))?;
+        let Some((asked, wanted)) = of_chart(object, spec, &repository)? else { return Ok(None) };
+        return common(shared, object, asked, Some(wanted)).await.map(Some);
     }
+    let Some(asked) = of_source(object)? else { return Ok(None) };
+    common(shared, object, asked, None).await.map(Some)
+}
+
+/// What a spec alone shows, of [`read`]: whether there is anything to fetch for the object. `find` finds a HelmRepository.
+pub fn examine(object: &Object, find: impl Fn(&Key) -> Option<Arc<Object>>) -> Result<bool, Refused> {
+    let repository;
+    let (asked, chart) = if let Spec::HelmChart(spec) = &object.spec {
+        repository = chart_repository(object, spec, find)?;
+        match of_chart(object, spec, &repository)? {
+            Some((asked, _)) => (asked, true),
+            None => return Ok(false),
+        }
+    } else {
+        match of_source(object)? {
+            Some(asked) => (asked, false),
+            None => return Ok(false),
+        }
+    };
+    asked.reference.as_ref().map_err(Refused::url)?;
+    asked.verify.map_or(Ok(()), |verify| verification::acceptable(verify, chart))?;
+    credentials::acceptable(&asked)?;
+    Ok(true)
+}
+
+fn of_source(object: &Object) -> Result<Option<Asked<'_>>, Refused> {
     let Some(view) = as_source(object) else { return Ok(None) };
     let media_type = view.layer_selector.and_then(|s| s.media_type.clone()).filter(|m| !m.is_empty());
     let chart = media_type.as_deref() == Some(media_type::HELM_LAYER);
@@ -134,7 +166,7 @@ pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desire
         service_account: view.service_account,
         provider: view.provider,
         insecure: view.insecure,
-        verify: view.verify.is_some(),
+        verify: view.verify,
         interval: view.interval,
         timeout: view.timeout,
         choice: Choice {
@@ -146,10 +178,15 @@ pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desire
         ignore: view.ignore.map(str::to_string),
         plain_secret: object.key.kind == Kind::GitRepository,
     };
-    common(shared, object, asked, None).await.map(Some)
+    Ok(Some(asked))
 }
 
-async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec) -> Result<Option<Desired>, Refused> {
+/// The HelmRepository of a chart.
+fn chart_repository(
+    object: &Object,
+    spec: &HelmChartSpec,
+    find: impl Fn(&Key) -> Option<Arc<Object>>,
+) -> Result<Arc<Object>, Refused> {
     if spec.source_ref.kind != Kind::HelmRepository.name() {
         let message = format!(
             "spec.sourceRef.kind: charts come from a HelmRepository of type oci here, not from a {}",
@@ -158,7 +195,6 @@ async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec)
         return Err(Refused::chart(message));
     }
     let key = Key::new(Kind::HelmRepository, &object.key.namespace, &spec.source_ref.name);
-    let repository = shared.lock().objects.get(&key).map(|e| Arc::clone(&e.object));
     let missing = |message: String| Refused {
         condition: kinds::FETCH_FAILED,
         reason: "SourceUnavailable",
@@ -166,9 +202,16 @@ async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec)
         class: Class::NotFound,
         retry: Some(RETRY_SECRETS),
     };
-    let repository = repository.ok_or_else(|| {
+    find(&key).ok_or_else(|| {
         missing(format!("failed to get source: HelmRepository '{}' of type oci not found", spec.source_ref.name))
-    })?;
+    })
+}
+
+fn of_chart<'a>(
+    object: &Object,
+    spec: &'a HelmChartSpec,
+    repository: &'a Object,
+) -> Result<Option<(Asked<'a>, helm::WantedChart)>, Refused> {
     let Spec::HelmRepository(from) = &repository.spec else { return Ok(None) };
     if from.kind.as_deref() != Some("oci") {
         return Ok(None);
@@ -193,7 +236,7 @@ async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec)
         service_account: None,
         provider: from.provider.as_deref().unwrap_or("generic"),
         insecure: from.insecure,
-        verify: spec.verify.is_some(),
+        verify: spec.verify.as_ref(),
         interval: spec.interval.get(),
         timeout: timeout(&repository.spec),
         choice: Choice { media_type: Some(media_type::HELM_LAYER.into()), copy: true, all_layers_of_images: false },
@@ -209,7 +252,7 @@ async fn helm_chart(shared: &Arc<Shared>, object: &Object, spec: &HelmChartSpec)
             generation: object.metadata.generation,
         }),
     };
-    common(shared, object, asked, Some(wanted)).await.map(Some)
+    Ok(Some((asked, wanted)))
 }
 
 async fn common(
@@ -227,19 +270,11 @@ async fn common(
         let message = "spec.insecure: this installation forbids connections without TLS (--insecure-allow-http=false)";
         return Err(Refused::spec("InsecureConnectionsDisallowed", Class::Policy, message));
     }
-    if asked.verify {
-        let message = "spec.verify: this version checks no signatures; remove spec.verify, or use one that does";
-        return Err(Refused {
-            condition: kinds::FETCH_FAILED,
-            ..Refused::spec("VerificationError", Class::Policy, message)
-        });
-    }
-    let credentials = credentials(shared, object, &asked, &reference).await?;
-    if asked.provider != "generic" && credentials.is_none() {
-        let message =
-            format!("spec.provider: {} needs a login that this version does not do; name a secretRef", asked.provider);
-        return Err(Refused::spec("FeatureGateDisabled", Class::Policy, message));
-    }
+    let policy = match asked.verify {
+        Some(verify) => Some(verification::policy(shared, object, verify, chart.is_some()).await?),
+        None => None,
+    };
+    let credentials = credentials::find(shared, object, &asked, &reference).await?;
     // For the kind that has no such field.
     let named_insecure =
         object.key.kind == Kind::GitRepository && shared.config.insecure_registries.contains(&reference.registry);
@@ -251,7 +286,8 @@ async fn common(
     };
     certificates(shared, object, &asked, &mut transport).await?;
     transport.proxy = proxy(shared, object, &asked).await?;
-    let endpoint = Endpoint { registry: reference.registry, transport, credentials: credentials.unwrap_or_default() };
+    let credentials = credentials.settle(shared, &reference.registry, &transport)?;
+    let endpoint = Endpoint { registry: reference.registry, transport, credentials };
     Ok(Desired {
         route: Route { way: Arc::new(Way { endpoint, repository: reference.repository }), wanted: asked.wanted },
         url: asked.url,
@@ -261,11 +297,19 @@ async fn common(
         interval: asked.interval,
         timeout: asked.timeout,
         chart,
-        refers: [asked.secret, asked.certificates, asked.proxy, asked.service_account].iter().any(Option::is_some),
+        refers: policy.is_some()
+            || [asked.secret, asked.certificates, asked.proxy, asked.service_account].iter().any(Option::is_some),
+        policy,
     })
 }
 
-async fn secret(shared: &Arc<Shared>, object: &Object, field: &str, name: &str) -> Result<Arc<SecretObject>, Refused> {
+/// A Secret of the object's own namespace.
+pub(super) async fn secret(
+    shared: &Arc<Shared>,
+    object: &Object,
+    field: &str,
+    name: &str,
+) -> Result<Arc<SecretObject>, Refused> {
     if name.contains('/') {
         let message = format!("spec.{field}: {name:?} is not the name of a Secret in this object's own namespace");
         return Err(Refused::authentication(message));
@@ -280,64 +324,7 @@ async fn secret(shared: &Arc<Shared>, object: &Object, field: &str, name: &str) 
     }
 }
 
-/// The credentials that the Secrets hold for this registry; `None` where no Secret is named or none fits.
-async fn credentials(
-    shared: &Arc<Shared>,
-    object: &Object,
-    asked: &Asked<'_>,
-    reference: &Reference,
-) -> Result<Option<Credentials>, Refused> {
-    let mut secrets = Vec::new();
-    if let Some(named) = asked.secret {
-        secrets.push(("secretRef".to_string(), secret(shared, object, "secretRef", named).await?, named.to_string()));
-    }
-    if let Some(account) = asked.service_account {
-        let found = shared.backend.service_account(&object.key.namespace, account).await;
-        let found = found.map_err(|e| Refused::authentication(format!("spec.serviceAccountName: {e}")))?;
-        let found = found.ok_or_else(|| {
-            let namespace = &object.key.namespace;
-            Refused::authentication(format!(
-                "spec.serviceAccountName: ServiceAccount '{namespace}/{account}' not found"
-            ))
-        })?;
-        for name in found.image_pull_secrets {
-            let field = format!("serviceAccountName: imagePullSecrets of {account}");
-            let pulled = secret(shared, object, &field, &name).await?;
-            secrets.push((field, pulled, name));
-        }
-    }
-    let had_secrets = !secrets.is_empty();
-    for (field, secret, name) in secrets {
-        let named = |what: &str| {
-            Refused::authentication(format!("spec.{field}: Secret '{}/{name}' {what}", object.key.namespace))
-        };
-        let data = |key: &str| secret.data.get(key);
-        if let Some(config) = data(".dockerconfigjson") {
-            let config = docker_config::parse(config.expose().as_bytes())
-                .map_err(|e| named(&format!("has a .dockerconfigjson that cannot be used: {e}")))?;
-            let found = config.lookup(&reference.registry, &reference.repository);
-            if found != Credentials::Anonymous {
-                return Ok(Some(found));
-            }
-        } else if asked.plain_secret && (data("username").is_some() || data("password").is_some()) {
-            let (Some(username), Some(password)) = (data("username"), data("password")) else {
-                return Err(named("must have both username and password"));
-            };
-            return Ok(Some(Credentials::Basic {
-                username: username.expose().to_string(),
-                password: password.clone(),
-            }));
-        } else if !(asked.plain_secret && has_tls(&secret)) {
-            let what = "has neither .dockerconfigjson nor what else this kind takes; make it with \
-                        `kubectl create secret docker-registry`";
-            return Err(named(what));
-        }
-    }
-    // Secrets that name only other registries: anonymous, as with a kubelet's keychain; but no cloud login.
-    Ok(had_secrets.then_some(Credentials::Anonymous))
-}
-
-fn has_tls(secret: &SecretObject) -> bool {
+pub(super) fn has_tls(secret: &SecretObject) -> bool {
     ["ca.crt", "caFile", "tls.crt", "certFile"].iter().any(|key| secret.data.contains_key(*key))
 }
 

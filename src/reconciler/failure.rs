@@ -31,6 +31,16 @@ impl Failure {
         self.class
     }
 
+    /// Whether what was found is not signed as the object asks.
+    pub(super) fn is_verification(&self) -> bool {
+        super::verification::is_verification(self.reason)
+    }
+
+    /// The same, not to be tried again before the registry said so.
+    pub(super) fn after(self, error: &PullError) -> Self {
+        Self { retry_after: error.registry().and_then(|e| e.retry_after()), ..self }
+    }
+
     /// Whether only another spec helps, or another chart (flux.md section 3).
     pub(super) fn is_stalled(&self) -> bool {
         self.reason == "ValuesFilesError"
@@ -54,10 +64,7 @@ impl Failure {
             "ReadOperationFailed" => format!("failed to determine the artifact tag: {}", chain(error)),
             _ => format!("failed to pull artifact ({wanted}): {}", chain(error)),
         };
-        Self {
-            retry_after: error.registry().and_then(|e| e.retry_after()),
-            ..Self::new(condition, reason, class, message)
-        }
+        Self::new(condition, reason, class, message).after(error)
     }
 
     pub(super) fn building(error: &ArtifactError, chart: bool) -> Self {

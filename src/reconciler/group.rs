@@ -272,6 +272,10 @@ fn next(group: &Group, failure: Option<&Failure>, backoff: &mut Backoff) -> Dura
             let wait = backoff.next_delay();
             failure.retry_after().map_or(wait, |stated| stated.max(wait))
         }
+        // A signature may follow in a moment. Others on the same tag are not kept waiting for it.
+        Some(failure) if failure.is_verification() => {
+            backoff.next_delay().min(super::backoff::jittered(interval(group)))
+        }
         _ => {
             backoff.reset();
             super::backoff::jittered(interval(group))

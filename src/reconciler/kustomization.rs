@@ -18,7 +18,7 @@ use super::{Shared, backoff::jittered};
 use crate::{
     apply::{
         cluster::{ApplyError, Log},
-        render::RenderError,
+        render::{RenderError, refuse_unsupported},
         substitute::Variables,
     },
     artifact::build::ArtifactError,
@@ -214,7 +214,7 @@ async fn bring(
     status: &mut Status,
     log: &mut Log,
 ) -> Result<Artifact, Blocked> {
-    refuse(shared, object, spec)?;
+    refuse(object, spec, shared.config.cross_namespace_references)?;
     let artifact = source(shared, object, spec)?;
     dependencies(shared, object, spec, &artifact)?;
     status.last_attempted_revision = Some(artifact.revision.clone());
@@ -235,7 +235,7 @@ async fn bring(
 }
 
 /// Fields that must not be passed over in silence.
-fn refuse(shared: &Shared, object: &Object, spec: &KustomizationSpec) -> Result<(), Blocked> {
+fn refuse(object: &Object, spec: &KustomizationSpec, cross_namespace: bool) -> Result<(), Blocked> {
     let expressions = !spec.health_check_exprs.is_empty() || spec.depends_on.iter().any(|d| d.ready_expr.is_some());
     if expressions {
         let message = "spec.healthCheckExprs and spec.dependsOn[].readyExpr: CEL expressions are not evaluated here; \
@@ -253,9 +253,7 @@ fn refuse(shared: &Shared, object: &Object, spec: &KustomizationSpec) -> Result<
         return Err(Blocked::refused("ReconciliationFailed", message));
     }
     let names = [&spec.source_ref.namespace].into_iter().chain(spec.depends_on.iter().map(|d| &d.namespace));
-    if !shared.config.cross_namespace_references
-        && let Some(other) = names.flatten().find(|name| ***name != *object.key.namespace)
-    {
+    if !cross_namespace && let Some(other) = names.flatten().find(|name| ***name != *object.key.namespace) {
         let message = format!(
             "can't access namespace '{other}' from '{}', cross-namespace references have been blocked",
             object.key.namespace
@@ -263,6 +261,26 @@ fn refuse(shared: &Shared, object: &Object, spec: &KustomizationSpec) -> Result<
         return Err(Blocked::refused("AccessDenied", message));
     }
     Ok(())
+}
+
+/// What a spec alone shows of a pass: the source, if it is of a kind that is held here.
+///
+/// # Errors
+/// Why a pass refuses it.
+pub fn examine(object: &Object) -> Result<Option<Key>, String> {
+    let Spec::Kustomization(spec) = &object.spec else { return Ok(None) };
+    if let Err(Blocked::Refused { message, .. }) = refuse(object, spec, true) {
+        return Err(message);
+    }
+    refuse_unsupported(spec).map_err(|error| chain(&error))?;
+    spec.post_build()?;
+    spec.health_checks()?;
+    Ok(held(&spec.source_ref.kind).map(|_| source_key(object, spec)))
+}
+
+/// The kind of a source, if it is one that is held here.
+fn held(kind: &str) -> Option<Kind> {
+    Kind::find(kind).filter(|kind| matches!(kind, Kind::OCIRepository | Kind::GitRepository))
 }
 
 /// What `spec.postBuild` replaces; `None` where nothing is replaced.
@@ -321,10 +339,9 @@ fn source(shared: &Arc<Shared>, object: &Object, spec: &KustomizationSpec) -> Re
     let reference = &spec.source_ref;
     let namespace = reference.namespace.as_deref().unwrap_or(&object.key.namespace);
     let waiting = |message: String| Blocked::Waiting { reason: "ArtifactFailed", message };
-    let kind =
-        Kind::find(&reference.kind).filter(|k| matches!(k, Kind::OCIRepository | Kind::GitRepository)).ok_or_else(
-            || waiting(format!("source kind {:?} is not one of OCIRepository and GitRepository", reference.kind)),
-        )?;
+    let kind = held(&reference.kind).ok_or_else(|| {
+        waiting(format!("source kind {:?} is not one of OCIRepository and GitRepository", reference.kind))
+    })?;
     let key = Key::new(kind, namespace, &reference.name);
     let state = shared.lock();
     let entry = state.objects.get(&key).ok_or_else(|| waiting(format!("Source '{key}' not found")))?;

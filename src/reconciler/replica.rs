@@ -140,7 +140,8 @@ async fn make(shared: &Arc<Shared>, key: &Key, artifact: &Artifact) -> Result<()
     let digest = digest.parse().map_err(|_| format!("the revision {revision:?} names no digest"))?;
     let budget = Budget::until((Instant::now() + desired.timeout).into_std());
     let _permit = shared.permit(&desired.route.way.endpoint.registry).await;
-    let made = source::obtain(shared, &desired, &Target::known(tag, digest), budget).await.map_err(|f| f.message.clone())?;
+    let made =
+        source::obtain(shared, &desired, &Target::known(tag, digest), budget).await.map_err(|f| f.message.clone())?;
     if made.digest() != artifact.digest {
         return Err(format!("what the registry has makes another one now: {}", made.digest()));
     }

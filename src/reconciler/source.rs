@@ -10,10 +10,11 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     Shared,
-    desired::{Desired, Refused},
+    desired::Desired,
     failure::Failure,
     group::{Outcome, Route},
-    helm, retention,
+    helm, retention, verdict,
+    verification::{self, Signatures},
 };
 use crate::{
     artifact::{
@@ -73,20 +74,24 @@ pub async fn pass_over(
     started: Instant,
 ) -> Option<Box<Failure>> {
     let mut worst: Option<Box<Failure>> = None;
+    // What is tried again soonest decides.
+    let rank = |f: &Failure| (f.class.retry() == crate::class::Retry::Backoff, f.is_verification());
     let mut note = |failure: Option<Failure>| {
         if let Some(failure) = failure
-            && worst.as_ref().is_none_or(|w| w.class.retry() != crate::class::Retry::Backoff)
+            && worst.as_ref().is_none_or(|w| rank(&failure) >= rank(w))
         {
             worst = Some(Box::new(failure));
         }
     };
+    let signatures = Arc::new(Signatures::default());
     let mut working = JoinSet::new();
     for key in members {
         let (shared, route, outcome) = (Arc::clone(shared), route.clone(), outcome.clone());
+        let signatures = Arc::clone(&signatures);
         while working.len() >= AT_ONCE {
             note(working.join_next().await.and_then(|joined| joined.unwrap_or_else(resume)));
         }
-        working.spawn(async move { pass(&shared, &route, &key, outcome, budget, started).await });
+        working.spawn(async move { pass(&shared, &route, &key, outcome, &signatures, budget, started).await });
     }
     while let Some(joined) = working.join_next().await {
         note(joined.unwrap_or_else(resume));
@@ -104,6 +109,7 @@ async fn pass(
     route: &Route,
     key: &Key,
     outcome: Outcome,
+    signatures: &Signatures,
     budget: Budget,
     started: Instant,
 ) -> Option<Failure> {
@@ -120,10 +126,17 @@ async fn pass(
     let mut warning = None;
     // Until the status that names it is kept, nothing else keeps the artifact from collection.
     let mut obtained = None;
+    if desired.policy.is_none() {
+        status.conditions.delete(kinds::SOURCE_VERIFIED);
+    }
     let result = match &outcome {
         Err(error) => Err(Failure::pulling(error, &route.wanted, desired.chart.is_some())),
         Ok(target) => {
-            let bringing = bring(shared, &object, &desired, target, &mut status, budget);
+            let bringing = async {
+                let budget =
+                    verification::verify(shared, &object, &desired, target, &mut status, signatures, budget).await?;
+                bring(shared, &object, &desired, target, &mut status, budget).await
+            };
             telling(shared, &object, &before, bringing).await.map(|made| {
                 warning = made.as_ref().and_then(|made| made.manifest.warning.clone());
                 obtained = made;
@@ -131,8 +144,8 @@ async fn pass(
         }
     };
     let now = Timestamp::now();
-    judge(&mut status, &object, &desired, &result, now);
-    let mut events = tell(&before, &status, &desired, &result);
+    verdict::judge(&mut status, &object, &desired, &result, now);
+    let mut events = verdict::tell(&before, &status, &desired, &result);
     events.extend(warning.map(|message| Event {
         normal: false,
         reason: "PlatformMismatch".into(),
@@ -156,7 +169,7 @@ async fn pass(
 }
 
 /// Holds the object back from vanishing, before anything is made for it; whether it is held.
-async fn claim(shared: &Arc<Shared>, object: &Arc<Object>) -> bool {
+pub async fn claim(shared: &Arc<Shared>, object: &Arc<Object>) -> bool {
     let claimed = shared.backend.claim(&object.key).await;
     if let Err(error) = &claimed {
         tracing::warn!(key = %object.key, %error, "cannot hold the object; it is tried again");
@@ -166,12 +179,7 @@ async fn claim(shared: &Arc<Shared>, object: &Arc<Object>) -> bool {
 }
 
 /// Does the work, and says in the status that it is under way where it takes longer than a moment.
-async fn telling<T>(
-    shared: &Arc<Shared>,
-    object: &Arc<Object>,
-    before: &Status,
-    work: impl Future<Output = T>,
-) -> T {
+async fn telling<T>(shared: &Arc<Shared>, object: &Arc<Object>, before: &Status, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     let Some(moment) = shared.config.progress_after else { return work.await };
     tokio::select! {
@@ -192,7 +200,8 @@ async fn telling<T>(
     work.await
 }
 
-fn record(key: &Key, class: Option<Class>, took: Duration) {
+/// Counts a pass.
+pub fn record(key: &Key, class: Option<Class>, took: Duration) {
     metrics::reconciled(key.kind.name(), &key.namespace, &key.name, class, took.as_secs_f64());
 }
 
@@ -353,143 +362,6 @@ async fn publish_tree(shared: &Arc<Shared>, key: &Key, obtained: &Arc<Obtained>)
         let message = format!("failed to publish the artifact's contents: {}", chain(&e));
         Failure::new(kinds::STORAGE_OPERATION_FAILED, "ArchiveOperationFailed", e.class(), message)
     })
-}
-
-/// Writes the conditions for a pass's result.
-fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Result<(), Failure>, now: Timestamp) {
-    let generation = object.metadata.generation;
-    if let Some(token) = object.requested_at() {
-        status.last_handled_reconcile_at = Some(token.to_string());
-    }
-    let conditions = &mut status.conditions;
-    match result {
-        Ok(()) => {
-            for gone in [
-                kinds::FETCH_FAILED,
-                kinds::STORAGE_OPERATION_FAILED,
-                kinds::BUILD_FAILED,
-                kinds::ARTIFACT_OUTDATED,
-                kinds::RECONCILING,
-                kinds::STALLED,
-            ] {
-                conditions.delete(gone);
-            }
-            let revision = status.artifact.as_ref().map(|a| a.revision.as_str()).unwrap_or_default();
-            let (reason, message) = desired.stored(revision);
-            conditions.set(kinds::ARTIFACT_IN_STORAGE, ConditionStatus::True, reason, &message, generation, now);
-            status.observed_generation = generation;
-        }
-        Err(failure) => {
-            for other in [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED] {
-                if other != failure.condition {
-                    conditions.delete(other);
-                }
-            }
-            conditions.delete(kinds::STALLED);
-            let mut message = failure.message.clone();
-            match &status.artifact {
-                Some(artifact) => {
-                    let still = format!("; the artifact of revision '{}' is still served", artifact.revision);
-                    message.push_str(&still);
-                }
-                None => {
-                    conditions.delete(kinds::ARTIFACT_IN_STORAGE);
-                }
-            }
-            if failure.is_stalled() {
-                conditions.delete(kinds::RECONCILING);
-                conditions.set(kinds::STALLED, ConditionStatus::True, failure.reason, &message, generation, now);
-                status.observed_generation = generation;
-            } else {
-                will_be_tried_again(conditions, generation, now);
-            }
-            conditions.set(failure.condition, ConditionStatus::True, failure.reason, &message, generation, now);
-        }
-    }
-    conditions.summarize_ready(generation, now);
-}
-
-fn will_be_tried_again(conditions: &mut impl Conditions, generation: i64, now: Timestamp) {
-    let message = "reconciliation failed, will be tried again";
-    conditions.set(kinds::RECONCILING, ConditionStatus::True, "ProgressingWithRetry", message, generation, now);
-}
-
-/// What people are told of a pass: a new artifact, a recovery, a failure that is new; nothing where nothing changed.
-fn tell(before: &Status, after: &Status, desired: &Desired, result: &Result<(), Failure>) -> Vec<Event> {
-    let failed = |s: &Status| {
-        [kinds::FETCH_FAILED, kinds::STORAGE_OPERATION_FAILED, kinds::BUILD_FAILED]
-            .iter()
-            .any(|k| s.conditions.is_true(k))
-    };
-    match (result, &after.artifact) {
-        (Ok(()), Some(artifact)) => {
-            let is_new = before.artifact.as_ref().is_none_or(|old| old.digest != artifact.digest);
-            if !is_new && !failed(before) {
-                return Vec::new();
-            }
-            let mut message = format!("stored artifact with revision '{}' from '{}'", artifact.revision, desired.url);
-            let origin = |key: &str| artifact.metadata.get(key);
-            if let (Some(source), Some(revision)) =
-                (origin("org.opencontainers.image.source"), origin("org.opencontainers.image.revision"))
-            {
-                message.push_str(&format!(", origin source '{source}', origin revision '{revision}'"));
-            }
-            let reason = if is_new { "NewArtifact" } else { "Succeeded" };
-            vec![Event { normal: true, reason: reason.into(), message, class: None }]
-        }
-        (Err(failure), _) => {
-            let known = before.conditions.find(failure.condition);
-            let after = after.conditions.find(failure.condition);
-            let same = |a: &crate::objects::Condition| {
-                known.is_some_and(|k| (&k.reason, &k.message) == (&a.reason, &a.message))
-            };
-            match after {
-                Some(now) if !same(now) => {
-                    vec![Event {
-                        normal: false,
-                        reason: failure.reason.into(),
-                        message: now.message.clone(),
-                        class: Some(failure.class),
-                    }]
-                }
-                _ => Vec::new(),
-            }
-        }
-        _ => Vec::new(),
-    }
-}
-
-/// Records that an object could not even be tried.
-pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused: &Refused) {
-    let started = Instant::now();
-    let Some(mut status) = shared.lock().objects.get(&object.key).map(|e| e.status.clone()) else { return };
-    if !claim(shared, object).await {
-        return;
-    }
-    let (generation, now) = (object.metadata.generation, Timestamp::now());
-    if let Some(token) = object.requested_at() {
-        status.last_handled_reconcile_at = Some(token.to_string());
-    }
-    let mut message = refused.message.clone();
-    if let Some(artifact) = &status.artifact {
-        message.push_str(&format!("; the artifact of revision '{}' is still served", artifact.revision));
-    }
-    let conditions = &mut status.conditions;
-    let new = conditions.find(refused.condition).is_none_or(|c| c.message != message || c.reason != refused.reason);
-    conditions.set(refused.condition, ConditionStatus::True, refused.reason, &message, generation, now);
-    if refused.is_stalled() {
-        conditions.delete(kinds::RECONCILING);
-        conditions.set(kinds::STALLED, ConditionStatus::True, refused.reason, &message, generation, now);
-        status.observed_generation = generation;
-    } else {
-        conditions.delete(kinds::STALLED);
-        will_be_tried_again(conditions, generation, now);
-    }
-    conditions.summarize_ready(generation, now);
-    tracing::debug!(key = %object.key, class = %refused.class, reason = refused.reason, "{message}");
-    let event = Event { normal: false, reason: refused.reason.into(), message, class: Some(refused.class) };
-    shared.conclude(object, status, if new { vec![event] } else { Vec::new() }).await;
-    record(&object.key, Some(refused.class), started.elapsed());
 }
 
 /// Makes what a kept status names fetchable again after a start, under the address of this start.

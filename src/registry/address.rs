@@ -2,7 +2,8 @@
 //!
 //! Link-local, metadata, unspecified, multicast and the API server's addresses are never contacted; loopback only
 //! with permission; private ranges for what a spec names, and for a redirect or a token service only from a private
-//! origin. `--egress-deny` and `--egress-allow` come first, in this order. An address that carries another one
+//! origin. A login reaches the metadata addresses that give a workload its identity ([`gives_identity`]), and nobody else
+//! does. `--egress-deny` and `--egress-allow` come first, in this order. An address that carries another one
 //! (IPv4-mapped, NAT64, 6to4) is judged by both.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -63,6 +64,8 @@ pub(super) struct Permission {
     pub(super) loopback: bool,
     /// Private ranges: for what a spec names, and from a private origin.
     pub(super) private: bool,
+    /// Where clouds give a workload its identity: for a login alone.
+    pub(super) identity: bool,
 }
 
 impl Rules {
@@ -87,7 +90,7 @@ impl Rules {
         if listed(&self.deny) {
             return Err("--egress-deny forbids this address");
         }
-        if listed(&self.allow) {
+        if listed(&self.allow) || (permission.identity && gives_identity(address)) {
             return Ok(());
         }
         for address in [Some(address), mapped].into_iter().flatten() {
@@ -129,14 +132,17 @@ impl Rules {
     /// Whether a registry may be named at all; else why not. Loopback is fine as an address, and only as one.
     pub(super) fn check_name(&self, registry: &Registry) -> Result<(), &'static str> {
         if let Some(address) = registry.ip_literal() {
-            return self.check(address, Permission { loopback: true, private: true });
+            return self.check(address, Permission { loopback: true, private: true, identity: false });
         }
         let host = registry.host().trim_end_matches('.');
         if self.names_api_server(host) {
             return Err("the Kubernetes API server is never contacted");
         }
         if host == "localhost" || host.ends_with(".localhost") {
-            return self.check(IpAddr::V4(Ipv4Addr::LOCALHOST), Permission { loopback: false, private: true });
+            return self.check(
+                IpAddr::V4(Ipv4Addr::LOCALHOST),
+                Permission { loopback: false, private: true, identity: false },
+            );
         }
         if host == "metadata.google.internal" {
             return Err(METADATA);
@@ -155,6 +161,17 @@ impl Rules {
 /// Whether a redirect from `address` may lead to private addresses.
 pub(super) fn is_private(address: IpAddr) -> bool {
     matches!(kind(carried(address).unwrap_or(address)), Kind::Private | Kind::Loopback)
+}
+
+/// The addresses from which workloads get their identity: Google's metadata server, EKS Pod Identity, ECS. No redirect and
+/// no other spelling leads to them.
+pub(super) fn gives_identity(address: IpAddr) -> bool {
+    const GOOGLE: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
+    const EKS: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x23);
+    match address {
+        IpAddr::V4(address) => matches!(address.octets(), [169, 254, 169, 254] | [169, 254, 170, 2 | 23]),
+        IpAddr::V6(address) => address == GOOGLE || address == EKS,
+    }
 }
 
 enum Kind {
@@ -221,9 +238,10 @@ fn carried(address: IpAddr) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    const NAMED: Permission = Permission { loopback: false, private: true };
-    const REDIRECT: Permission = Permission { loopback: false, private: false };
-    const LOOPBACK: Permission = Permission { loopback: true, private: true };
+    const NAMED: Permission = Permission { loopback: false, private: true, identity: false };
+    const REDIRECT: Permission = Permission { loopback: false, private: false, identity: false };
+    const LOOPBACK: Permission = Permission { loopback: true, private: true, identity: false };
+    const LOGIN: Permission = Permission { identity: true, ..NAMED };
 
     #[test]
     fn addresses_are_judged_by_kind_and_permission() {
@@ -261,6 +279,25 @@ mod tests {
             assert_eq!(rules.check(ip, NAMED).is_ok(), named, "{address} named");
             assert_eq!(rules.check(ip, REDIRECT).is_ok(), redirect, "{address} redirect");
             assert_eq!(rules.check(ip, LOOPBACK).is_ok(), loopback, "{address} loopback");
+        }
+    }
+
+    #[test]
+    fn a_login_reaches_where_clouds_give_identities_and_no_other_forbidden_address() {
+        let rules = Rules::new(&[], &["169.254.170.0/28".to_owned()], None).unwrap();
+        for (address, ok) in [
+            ("169.254.169.254", true),
+            ("169.254.170.23", true),
+            ("fd00:ec2::23", true),
+            ("fd20:ce::254", true),
+            ("169.254.170.2", false),
+            ("169.254.169.253", false),
+            ("::ffff:169.254.169.254", false),
+            ("fd00:ec2::254", false),
+            ("100.100.100.200", false),
+            ("127.0.0.1", false),
+        ] {
+            assert_eq!(rules.check(address.parse().unwrap(), LOGIN).is_ok(), ok, "{address}");
         }
     }
 

@@ -23,6 +23,7 @@ use super::{
     connect::lock,
     error::RegistryError,
     exchange::Send,
+    login::ACR_USER,
     target::{Target, encode_component, literal},
 };
 use crate::{metrics::RequestKind, secret::Secret};
@@ -89,14 +90,15 @@ impl Inner {
         call: &Call<'_>,
         base: &Target,
     ) -> Result<Option<HeaderValue>, RegistryError> {
-        if let Credentials::RegistryToken(token) = &session.endpoint.credentials {
+        let credentials = session.credentials();
+        if let Credentials::RegistryToken(token) = &*credentials {
             let header = sensitive(&format!("Bearer {}", token.expose()));
             return header.map(Some).ok_or_else(|| unusable("registry token"));
         }
         let method = lock(&session.known).method.clone();
         match method {
             None => Ok(None),
-            Some(Scheme::Basic) => match &session.endpoint.credentials {
+            Some(Scheme::Basic) => match &*credentials {
                 Credentials::Basic { username, password } => {
                     basic(username, password).map(Some).ok_or_else(|| unusable("credentials"))
                 }
@@ -117,7 +119,8 @@ impl Inner {
         headers: &HeaderMap,
         sent: Option<&HeaderValue>,
     ) -> bool {
-        if matches!(session.endpoint.credentials, Credentials::RegistryToken(_)) {
+        let credentials = session.credentials();
+        if matches!(*credentials, Credentials::RegistryToken(_)) {
             return false;
         }
         let mut challenges: Vec<Challenge> = Vec::new();
@@ -133,7 +136,7 @@ impl Inner {
                 service: bearer.get("service").map(str::to_owned),
             },
             None if challenges.iter().any(|c| c.scheme == "basic")
-                && matches!(session.endpoint.credentials, Credentials::Basic { .. }) =>
+                && matches!(*credentials, Credentials::Basic { .. }) =>
             {
                 Scheme::Basic
             }
@@ -160,8 +163,13 @@ impl Inner {
         if sent.is_none() || news {
             return call.tokens.load(Ordering::Relaxed) < MAX_TOKENS;
         }
-        // The same again: a Basic pair stays wrong, a token may have been revoked or expired early.
-        let Some(Scheme::Bearer { realm, service }) = before else { return false };
+        // The same again: a Basic pair stays wrong, unless a login gives another; a token may have been revoked or expired
+        // early.
+        let Some(Scheme::Bearer { realm, service }) = before else {
+            self.log_out(session).await;
+            let login = matches!(session.endpoint.credentials, Credentials::Login(_));
+            return login && call.tokens.fetch_add(1, Ordering::Relaxed) < MAX_TOKENS;
+        };
         let key = token_key(session, call, realm, service);
         // Another call may have replaced the refused token already.
         if self.tokens.get(&key).await.is_some_and(|token| Some(&token.header) == sent) {
@@ -212,11 +220,16 @@ impl Inner {
         if related(registry, &realm.host) || related(&base.host, &realm.host) {
             return Ok(());
         }
-        let listed =
-            self.config.token_realms.iter().any(|host| {
-                host.eq_ignore_ascii_case(&realm.host) || host.eq_ignore_ascii_case(&realm.host_and_port())
-            });
-        if listed { Ok(()) } else { refuse("it is on another domain; tokenRealms may permit it") }
+        if self.is_token_realm(&realm.host, &realm.host_and_port()) {
+            return Ok(());
+        }
+        refuse("it is on another domain; tokenRealms may permit it")
+    }
+
+    /// Whether `tokenRealms` lists a host, by its name alone or with its port.
+    pub(super) fn is_token_realm(&self, host: &str, host_and_port: &str) -> bool {
+        let is = |listed: &String| listed.eq_ignore_ascii_case(host) || listed.eq_ignore_ascii_case(host_and_port);
+        self.config.token_realms.iter().any(is)
     }
 
     async fn fetch_token(
@@ -227,39 +240,35 @@ impl Inner {
         key: &TokenKey,
     ) -> Result<Token, RegistryError> {
         let what = || realm.to_string();
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        let mut target = realm.clone();
-        let mut method = Method::GET;
-        let mut body = Bytes::new();
-        if let Credentials::IdentityToken(token) = &session.endpoint.credentials {
-            method = Method::POST;
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-            body = format!(
-                "grant_type=refresh_token&refresh_token={}&client_id=larder&service={}&scope={}",
-                encode_component(token.expose()),
-                encode_component(key.service.as_deref().unwrap_or_default()),
-                encode_component(&key.scopes.join(" ")),
-            )
-            .into();
-        } else {
-            if let Credentials::Basic { username, password } = &session.endpoint.credentials {
-                headers.insert(AUTHORIZATION, basic(username, password).ok_or_else(|| unusable("credentials"))?);
+        let credentials = session.credentials();
+        let refresh = match &*credentials {
+            Credentials::IdentityToken(token) => Some(token),
+            // By convention the password is a refresh token. Not every service that stands in for ACR's takes it as one.
+            Credentials::Basic { username, password } if username == ACR_USER => Some(password),
+            _ => None,
+        };
+        let mut answer = None;
+        for refresh in refresh.into_iter().map(Some).chain([None]) {
+            let (method, headers, body, target) = token_request(&credentials, refresh, realm, key)?;
+            // The registry names this host, so it may be private only where the registry is.
+            let private = session.private.load(Ordering::Relaxed);
+            let send = Send { kind: RequestKind::Token, method: &method, headers, body: &body, private };
+            let (parts, body) = self.follow(session, call, send, target).await?;
+            if parts.status == StatusCode::OK {
+                answer = Some(body);
+                break;
             }
-            let mut parameters: Vec<String> = Vec::new();
-            parameters.extend(key.service.iter().map(|service| format!("service={}", encode_component(service))));
-            parameters.extend(key.scopes.iter().map(|scope| format!("scope={}", encode_component(scope))));
-            let separator = if target.path_and_query.contains('?') { '&' } else { '?' };
-            target.path_and_query.push(separator);
-            target.path_and_query.push_str(&parameters.join("&"));
+            let unknown = matches!(parts.status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
+            if refresh.is_some() && unknown && matches!(*credentials, Credentials::Basic { .. }) {
+                body.discard().await;
+                continue;
+            }
+            if parts.status == StatusCode::UNAUTHORIZED {
+                self.log_out(session).await;
+            }
+            return Err(call::refused(session, &method, parts.status, body).await);
         }
-        // The registry names this host, so it may be private only where the registry is.
-        let private = session.private.load(Ordering::Relaxed);
-        let send = Send { kind: RequestKind::Token, method: &method, headers, body: &body, private };
-        let (parts, mut answer) = self.follow(session, call, send, target).await?;
-        if parts.status != StatusCode::OK {
-            return Err(call::refused(session, &method, parts.status, answer).await);
-        }
+        let Some(mut answer) = answer else { unreachable!("the last request has no refresh token") };
         let bytes = answer.collect(MAX_TOKEN_BODY).await?;
         call.tokens.fetch_add(1, Ordering::Relaxed);
         #[derive(serde::Deserialize)]
@@ -283,6 +292,38 @@ impl Inner {
         let life = life.map_or(DEFAULT_LIFE, |life| life as u64).min(LONGEST_LIFE);
         Ok(Token { header, keep: Duration::from_secs(life) * 4 / 5 })
     }
+}
+
+/// How a token service is asked: with a refresh token by a form (OAuth2), else by a query with what pair there is.
+fn token_request(
+    credentials: &Credentials,
+    refresh: Option<&Secret>,
+    realm: &Target,
+    key: &TokenKey,
+) -> Result<(Method, HeaderMap, Bytes, Target), RegistryError> {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let mut target = realm.clone();
+    if let Some(token) = refresh {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        let body = format!(
+            "grant_type=refresh_token&refresh_token={}&client_id=larder&service={}&scope={}",
+            encode_component(token.expose()),
+            encode_component(key.service.as_deref().unwrap_or_default()),
+            encode_component(&key.scopes.join(" ")),
+        );
+        return Ok((Method::POST, headers, body.into(), target));
+    }
+    if let Credentials::Basic { username, password } = credentials {
+        headers.insert(AUTHORIZATION, basic(username, password).ok_or_else(|| unusable("credentials"))?);
+    }
+    let mut parameters: Vec<String> = Vec::new();
+    parameters.extend(key.service.iter().map(|service| format!("service={}", encode_component(service))));
+    parameters.extend(key.scopes.iter().map(|scope| format!("scope={}", encode_component(scope))));
+    let separator = if target.path_and_query.contains('?') { '&' } else { '?' };
+    target.path_and_query.push(separator);
+    target.path_and_query.push_str(&parameters.join("&"));
+    Ok((Method::GET, headers, Bytes::new(), target))
 }
 
 /// A token service that has not answered. Dropped when the call's time is over, it makes the next one ask the registry

@@ -49,6 +49,8 @@ pub(super) struct Session {
     /// The metrics' label.
     pub(super) upstream: Arc<str>,
     pub(super) known: Mutex<Known>,
+    /// Who asks: of a login, what it came to last.
+    pub(super) credentials: Mutex<Arc<Credentials>>,
     /// Whether the registry's own address is a private one.
     pub(super) private: AtomicBool,
     pub(super) windows: Windows,
@@ -63,12 +65,18 @@ impl Session {
                 None => endpoint.registry.api_authority(),
             },
             upstream: endpoint.registry.to_string().into(),
+            credentials: Mutex::new(Arc::new(endpoint.credentials.clone())),
             endpoint,
             profile,
             known: Mutex::default(),
             private: AtomicBool::new(false),
             windows: Windows::default(),
         }
+    }
+
+    /// Who asks: of a login, what it came to.
+    pub(super) fn credentials(&self) -> Arc<Credentials> {
+        lock(&self.credentials).clone()
     }
 }
 
@@ -207,7 +215,12 @@ impl Inner {
         let ours = target.same_origin(&base);
         loop {
             let mut headers = call.headers.clone();
-            let authorization = if ours { self.authorization(session, call, &base).await? } else { None };
+            let authorization = if ours {
+                self.log_in(session, call, &base).await?;
+                self.authorization(session, call, &base).await?
+            } else {
+                None
+            };
             if let Some(value) = &authorization {
                 headers.insert(AUTHORIZATION, value.clone());
             }
@@ -367,8 +380,9 @@ pub(super) async fn refused(session: &Session, method: &Method, status: StatusCo
     let mut summary =
         error_body::summary(&text).unwrap_or_else(|| status.canonical_reason().unwrap_or("unknown status").to_owned());
     // A server that echoes a credential must not get it into a log.
-    let secret = match &session.endpoint.credentials {
-        Credentials::Anonymous => None,
+    let credentials = session.credentials();
+    let secret = match &*credentials {
+        Credentials::Anonymous | Credentials::Login(_) => None,
         Credentials::Basic { password, .. } => Some(password),
         Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => Some(token),
     };

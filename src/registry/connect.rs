@@ -84,6 +84,8 @@ struct Idle {
 /// Everything that connections under one [`Transport`] share.
 pub(super) struct Profile {
     pub(super) allow_loopback: bool,
+    /// A login's: it may reach the addresses that give an identity.
+    allow_identity: bool,
     rules: Arc<Rules>,
     environment: Arc<ProxyEnvironment>,
     proxy: Option<Route>,
@@ -116,6 +118,7 @@ impl Profile {
     ) -> Result<Self, SetupError> {
         Ok(Self {
             allow_loopback: transport.allow_loopback,
+            allow_identity: false,
             rules,
             environment,
             proxy: transport.proxy.as_ref().map(Route::parse).transpose()?,
@@ -128,6 +131,11 @@ impl Profile {
         })
     }
 
+    /// The same for a login that asks where clouds give a workload its identity.
+    pub(super) fn for_metadata(self) -> Self {
+        Self { allow_identity: true, ..self }
+    }
+
     /// A connection to `target`: an idle one, unless `fresh`, else a new one. `private`: whether a private address may
     /// be contacted.
     pub(super) async fn connection(
@@ -136,7 +144,7 @@ impl Profile {
         private: bool,
         fresh: bool,
     ) -> Result<Connection, RegistryError> {
-        let permission = Permission { loopback: self.allow_loopback, private };
+        let permission = Permission { loopback: self.allow_loopback, private, identity: self.allow_identity };
         let origin = target.origin();
         if !fresh {
             while let Some(mut idle) = self.take_idle(&origin) {
@@ -244,7 +252,7 @@ impl Profile {
             port: route.port,
             path_and_query: "/".to_owned(),
         };
-        let permission = Permission { loopback, private: true };
+        let permission = Permission { loopback, private: true, identity: false };
         let (stream, _) = self.dial(&address, permission).await?;
         let mut stream: BoxStream = Box::pin(stream);
         if route.kind == Kind::Https {

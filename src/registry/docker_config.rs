@@ -152,29 +152,42 @@ impl<'de> Deserialize<'de> for Auths {
 
 /// Parses a Docker config.
 pub fn parse(bytes: &[u8]) -> Result<DockerConfig, DockerConfigError> {
+    let file: File = read(bytes)?;
+    let helpers = file.cred_helpers.unwrap_or_default().into_iter();
+    Ok(DockerConfig {
+        entries: entries(file.auths)?,
+        helpers: helpers.map(|(host, helper)| (Key::parse(&host).authority(), helper)).collect(),
+        store: file.creds_store.filter(|name| !name.is_empty()),
+    })
+}
+
+/// Parses the older `.dockercfg`, which is what a config has under `auths`.
+pub fn parse_legacy(bytes: &[u8]) -> Result<DockerConfig, DockerConfigError> {
+    Ok(DockerConfig { entries: entries(read(bytes)?)?, ..DockerConfig::default() })
+}
+
+fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DockerConfigError> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(DockerConfigError::TooLarge);
     }
-    let file: File = serde_json::from_slice(bytes).map_err(|error| {
+    serde_json::from_slice(bytes).map_err(|error| {
         let problem = match error.classify() {
             serde_json::error::Category::Syntax => "not JSON",
             serde_json::error::Category::Eof => "unexpected end",
             _ => "a value of an unexpected type",
         };
         DockerConfigError::Malformed { problem, line: error.line(), column: error.column() }
-    })?;
+    })
+}
+
+fn entries(auths: Option<Auths>) -> Result<Vec<Entry>, DockerConfigError> {
     let mut entries = Vec::new();
-    for (index, (key, raw)) in file.auths.map(|a| a.0).unwrap_or_default().into_iter().enumerate() {
+    for (index, (key, raw)) in auths.map(|a| a.0).unwrap_or_default().into_iter().enumerate() {
         if let Some(credentials) = credentials(raw).map_err(|()| DockerConfigError::Auth { number: index + 1 })? {
             entries.push(Entry { key: Key::parse(&key), credentials });
         }
     }
-    let helpers = file.cred_helpers.unwrap_or_default().into_iter();
-    Ok(DockerConfig {
-        entries,
-        helpers: helpers.map(|(host, helper)| (Key::parse(&host).authority(), helper)).collect(),
-        store: file.creds_store.filter(|name| !name.is_empty()),
-    })
+    Ok(entries)
 }
 
 fn credentials(raw: RawEntry) -> Result<Option<Credentials>, ()> {
@@ -404,6 +417,7 @@ mod tests {
             Credentials::Basic { username, password } => format!("{username}:{}", password.expose()),
             Credentials::IdentityToken(token) => format!("identity {}", token.expose()),
             Credentials::RegistryToken(token) => format!("registry {}", token.expose()),
+            Credentials::Login(login) => format!("{login:?}"),
         }
     }
 
@@ -453,6 +467,15 @@ mod tests {
             assert_eq!(find(config, "ghcr.io", repository), expected, "{repository}");
         }
         assert_eq!(find(config, "quay.io", "a/b"), "glob:");
+    }
+
+    #[test]
+    fn an_older_config_has_its_entries_at_the_top() {
+        let config = parse_legacy(br#"{"ghcr.io":{"auth":"dXNlcjpwYXNz"},"quay.io":null}"#).unwrap();
+        let found = config.lookup(&"ghcr.io".parse().unwrap(), &"a/b".parse().unwrap());
+        assert_eq!(found, basic("user".to_owned(), Secret::new("pass")));
+        assert!(parse_legacy(br#"{"ghcr.io":{"auth":"?"}}"#).is_err());
+        assert!(parse_legacy(b"[]").is_err());
     }
 
     #[test]

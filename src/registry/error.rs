@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 
-use super::SinkError;
+use super::{SinkError, login::Provider};
 use crate::{class::Class, digest::Digest};
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -46,6 +46,17 @@ pub enum RegistryError {
     Token {
         /// The token service's URL, without its query.
         realm: String,
+        /// Why.
+        #[source]
+        source: Arc<RegistryError>,
+    },
+    /// No login at the registry's cloud.
+    #[error("failed to get credential from {provider} for {registry}")]
+    Login {
+        /// The cloud.
+        provider: Provider,
+        /// The registry.
+        registry: String,
         /// Why.
         #[source]
         source: Arc<RegistryError>,
@@ -169,6 +180,11 @@ impl RegistryError {
             Self::Setup(_) => Class::Auth,
             Self::Forbidden { .. } | Self::Realm { .. } => Class::Policy,
             Self::Token { source, .. } => source.class(),
+            // What a token service refuses is the identity, by whatever status it says so.
+            Self::Login { source, .. } => match source.class() {
+                class @ (Class::Net | Class::Rate | Class::Policy) => class,
+                _ => Class::Auth,
+            },
             Self::Unreachable { .. } | Self::Handshake { .. } | Self::Timeout { .. } => Class::Net,
             Self::Status { status, .. } => match status.as_u16() {
                 401 | 403 | 407 => Class::Auth,
@@ -196,7 +212,7 @@ impl RegistryError {
     /// network that is down.
     pub fn is_authentication_setup(&self) -> bool {
         match self {
-            Self::Setup(_) | Self::Realm { .. } => true,
+            Self::Setup(_) | Self::Realm { .. } | Self::Login { .. } => true,
             Self::Token { source, .. } => !matches!(
                 **source,
                 Self::Unreachable { .. } | Self::Handshake { .. } | Self::Timeout { .. } | Self::RateLimited { .. }
@@ -209,7 +225,7 @@ impl RegistryError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { after, .. } => Some(*after),
-            Self::Token { source, .. } => source.retry_after(),
+            Self::Token { source, .. } | Self::Login { source, .. } => source.retry_after(),
             _ => None,
         }
     }
@@ -220,7 +236,7 @@ impl RegistryError {
             Self::Unreachable { .. } => true,
             Self::Timeout { .. } => true,
             Self::Status { status, .. } => matches!(status.as_u16(), 408 | 500 | 502 | 503 | 504),
-            Self::Token { source, .. } => source.is_transient(),
+            Self::Token { source, .. } | Self::Login { source, .. } => source.is_transient(),
             _ => false,
         }
     }

@@ -15,7 +15,7 @@
 //!
 //! The map: [`Client`] → `manifest`, `blob`, `push` (the API's calls) → `call` (attempts, 401, redirects) →
 //! `auth` (realms, tokens), `exchange` (one HTTP request, windows of silence) and `connect` (addresses, proxies, TLS, idle
-//! connections). [`docker_config`] finds the credentials.
+//! connections). [`docker_config`] finds the credentials, [`login`] gets them from a cloud.
 
 mod address;
 mod auth;
@@ -27,6 +27,7 @@ mod connect;
 pub mod docker_config;
 mod error;
 mod exchange;
+pub mod login;
 mod manifest;
 mod proxy;
 mod push;
@@ -127,6 +128,8 @@ pub enum Credentials {
     IdentityToken(Secret),
     /// A token for the registry itself (`registrytoken` of a Docker config).
     RegistryToken(Secret),
+    /// Whatever a login at the registry's cloud gives, renewed before it expires.
+    Login(Arc<login::Login>),
 }
 
 /// What a HEAD of a manifest says.
@@ -173,6 +176,8 @@ pub struct Config {
     pub api_server: Option<String>,
     /// The environment's proxies, for transports that name none.
     pub proxies: ProxyEnvironment,
+    /// Identities for logins at clouds.
+    pub login: login::Config,
     /// Looking up a name and connecting; 10 s.
     pub connect_timeout: Duration,
     /// Handshakes, and from a request to the head of its response; 60 s, the default of an object's `timeout`, so that
@@ -193,6 +198,7 @@ impl Default for Config {
             token_realms: Vec::new(),
             api_server: None,
             proxies: ProxyEnvironment::default(),
+            login: login::Config::default(),
             connect_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(60),
             slow_period: Duration::from_secs(30),
@@ -212,6 +218,7 @@ struct Inner {
     profiles: Cache<Transport, Arc<Profile>>,
     sessions: Cache<Endpoint, Arc<Session>>,
     tokens: Cache<TokenKey, Token>,
+    logins: login::Logins,
     next_session: AtomicU64,
 }
 
@@ -275,6 +282,7 @@ impl Client {
             profiles: Cache::builder().max_capacity(MAX_PROFILES).time_to_idle(SESSION_IDLE).build(),
             sessions: Cache::builder().max_capacity(MAX_SESSIONS).time_to_idle(SESSION_IDLE).build(),
             tokens: Cache::builder().max_capacity(MAX_TOKENS).expire_after(TokenLife).build(),
+            logins: login::Logins::new(config.login.clone()),
             next_session: AtomicU64::new(0),
             config,
         })))
@@ -461,14 +469,21 @@ impl Inner {
             return Ok(session);
         }
         let made = self.sessions.try_get_with_by_ref(at, async {
-            let limits = Limits { connect: self.config.connect_timeout, response: self.config.response_timeout };
+            let limits = self.limits();
             let profile = self.profiles.try_get_with_by_ref(&at.transport, async {
                 Profile::new(&at.transport, self.rules.clone(), self.environment.clone(), limits).map(Arc::new)
             });
             let profile = profile.await.map_err(|error| SetupError::clone(&error))?;
-            let id = self.next_session.fetch_add(1, Ordering::Relaxed);
-            Ok::<_, SetupError>(Arc::new(Session::new(id, at.clone(), profile)))
+            Ok::<_, SetupError>(Arc::new(Session::new(self.next_id(), at.clone(), profile)))
         });
         made.await.map_err(|error| SetupError::clone(&error).into())
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { connect: self.config.connect_timeout, response: self.config.response_timeout }
+    }
+
+    fn next_id(&self) -> u64 {
+        self.next_session.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -127,16 +127,12 @@ fn secrets_are_read_by_name_and_never_listed() {
     }
 }
 
-/// Settings of the cluster's backend, which `larder serve` takes from the day on that it has one.
-const OF_THE_CLUSTER: [&str; 4] =
-    ["LARDER_REPLICA_ADDRESS", "LARDER_WATCH_KIND", "LARDER_EVENTS_ADDR", "LARDER_WATCH_LABEL_SELECTOR"];
-
 #[test]
 fn commands_and_settings_are_larders() {
     let root = tempfile::tempdir().unwrap();
     let help = run(root.path(), ["serve", "--help"]);
     let help = String::from_utf8(help.stdout).unwrap();
-    let known = |name: &str| OF_THE_CLUSTER.contains(&name) || help.contains(&format!("[env: {name}="));
+    let known = |name: &str| help.contains(&format!("[env: {name}="));
     let mut seen = 0;
     for (file, document) in documents() {
         let pod = &document["spec"]["template"]["spec"];

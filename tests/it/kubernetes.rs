@@ -148,15 +148,28 @@ fn what_is_published_stays_served_while_the_api_is_away_and_is_brought_up_to_dat
     let folder = stage.folder("one");
     write_objects(&folder, "app.yaml", &[stage.oci_repository("app", "team/app", json!({ "interval": "1s" }))]);
     let (config, objects) = (api.0.kubeconfig(&folder), folder.join("objects"));
-    let flags = ["--objects", objects.to_str().expect("UTF-8"), "--external-artifacts", "--artifact-advertise", "larder.example",
-        "--artifact-retention-ttl", "0s", "--artifact-retention-records", "1"];
+    let flags = [
+        "--objects",
+        objects.to_str().expect("UTF-8"),
+        "--external-artifacts",
+        "--artifact-advertise",
+        "larder.example",
+        "--artifact-retention-ttl",
+        "0s",
+        "--artifact-retention-records",
+        "1",
+    ];
     let environment = [("KUBECONFIG", config.to_str().expect("UTF-8"))];
     let larder = Larder::start_with(&folder, &flags, &environment);
     let path = "/apis/source.toolkit.fluxcd.io/v1/namespaces/default/externalartifacts/app";
     let first = api.wait(path, |object| !object["status"]["artifact"].is_null());
     assert_eq!(larder.stop(), Some(0));
     // It begins while nothing answers, and the registry has moved on.
-    api.0.fault(|call| call.headers.contains_key("authorization"), usize::MAX, Fault::status(503, "ServiceUnavailable"));
+    api.0.fault(
+        |call| call.headers.contains_key("authorization"),
+        usize::MAX,
+        Fault::status(503, "ServiceUnavailable"),
+    );
     let digest = stage.push("team/app", "latest", &content("2"));
     let larder = Larder::start_with(&folder, &flags, &environment);
     let served = |object: &serde_json::Value| {
@@ -166,7 +179,11 @@ fn what_is_published_stays_served_while_the_api_is_away_and_is_brought_up_to_dat
     served(&first);
     eventually("the new artifact to be known", || {
         let object = larder.object("OCIRepository", "default", "app").expect("shown");
-        if object["status"]["artifact"]["revision"] == format!("latest@{digest}") { Ok(()) } else { Err(object.to_string()) }
+        if object["status"]["artifact"]["revision"] == format!("latest@{digest}") {
+            Ok(())
+        } else {
+            Err(object.to_string())
+        }
     });
     std::thread::sleep(std::time::Duration::from_secs(2));
     served(&first);

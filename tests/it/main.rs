@@ -1,6 +1,7 @@
 //! Integration tests of the library and the binary, in one binary.
 
 mod api_server;
+mod cloud;
 mod crds;
 mod deploy;
 mod fill;
@@ -8,8 +9,10 @@ mod fuzz_corpus;
 mod hardening;
 mod kubernetes;
 mod layering;
+mod migrate;
 mod mirror;
 mod mirror_setup;
 mod registry;
 mod server;
+mod signatures;
 mod support;

@@ -14,7 +14,6 @@ use crate::{
     objects::api::{Calls, read, segment},
 };
 
-
 /// Objects in one page of a list.
 const PAGE: usize = 1000;
 
@@ -253,6 +252,4 @@ mod tests {
         }
         assert_eq!(resource("", "configmaps", true).collection(""), "/api/v1/configmaps");
     }
-
-
 }

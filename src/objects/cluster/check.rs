@@ -53,7 +53,10 @@ pub async fn crds(calls: &Calls, kinds: &[Kind]) -> Result<(), SetupError> {
         let name = definition.name();
         let watched = kinds.iter().any(|kind| kind.name() == definition.kind);
         if watched && state.absent.contains(&name) {
-            tracing::warn!(crd = name, "not installed, so there are no objects of this kind yet; `larder crds` prints it");
+            tracing::warn!(
+                crd = name,
+                "not installed, so there are no objects of this kind yet; `larder crds` prints it"
+            );
         }
     }
     if kinds.contains(&Kind::GitRepository) && !state.git_takes_oci && found.iter().any(is_git) {

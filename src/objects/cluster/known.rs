@@ -78,7 +78,7 @@ fn told(mut annotations: BTreeMap<String, String>) -> BTreeMap<String, String> {
 }
 
 /// A status, by whomever; what of it Larder could not have written is as if it were not there.
-fn read_status(key: &Key, mut status: Value) -> Status {
+pub fn read_status(key: &Key, mut status: Value) -> Status {
     if status.is_null() {
         return Status::default();
     }

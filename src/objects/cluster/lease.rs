@@ -62,10 +62,7 @@ impl Election {
         }
         Self {
             calls,
-            collection: format!(
-                "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
-                segment(&settings.namespace)
-            ),
+            collection: format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", segment(&settings.namespace)),
             name,
             identity: format!("{}_{:08x}", settings.identity, fastrand::u32(..)),
             replica: settings.replica.clone(),

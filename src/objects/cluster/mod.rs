@@ -30,15 +30,16 @@ use std::{
 };
 
 use http::{Method, header};
-use serde_json::Value;
+use kube::api::DynamicObject;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch as channel};
 
+pub use self::{check::SetupError, events::NotificationsError};
 use self::{
     events::{EventSink, Notifications},
     known::Known,
 };
-pub(super) use self::write::difference;
-pub use self::{check::SetupError, events::NotificationsError};
+pub(super) use self::{known::read_status, write::difference};
 use super::{
     Backend, BackendError, BoxFuture, Change, ConfigMap, DocumentError, Event, Key, Kind, Leadership, Listing, Object,
     SecretObject, ServiceAccount, Status,
@@ -46,6 +47,7 @@ use super::{
     manifest::{self, Content, Declared},
     shown::shown,
 };
+use crate::secret::Secret;
 
 /// Who writes, in `managedFields` and events.
 pub const MANAGER: &str = "larder";
@@ -55,6 +57,9 @@ const FINALIZER: &str = "finalizers.fluxcd.io";
 const QUEUE: usize = 1024;
 /// How long a Secret, ServiceAccount or ConfigMap that was read counts as current.
 const FRESH: Duration = Duration::from_secs(10);
+
+/// How long a ServiceAccount's token is good: as short as an API server allows; it is exchanged at once.
+const TOKEN_LIFE: Duration = Duration::from_secs(600);
 
 /// How to work on a cluster.
 #[derive(Clone, Debug)]
@@ -183,12 +188,7 @@ impl Inner {
     }
 
     /// What an object refers to, as it is now or was a moment ago.
-    async fn reference(
-        &self,
-        kind: Reference,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Content>, BackendError> {
+    async fn reference(&self, kind: Reference, namespace: &str, name: &str) -> Result<Option<Content>, BackendError> {
         let key = (kind, namespace.to_owned(), name.to_owned());
         {
             let mut known = self.references.lock().unwrap_or_else(PoisonError::into_inner);
@@ -221,6 +221,30 @@ impl Inner {
         }
     }
 
+    /// A fresh token of a ServiceAccount (TokenRequest, `authentication.k8s.io/v1`); `None` where there is no such account.
+    async fn token(&self, namespace: &str, name: &str, audiences: &[String]) -> Result<Option<Secret>, BackendError> {
+        let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}/token", segment(namespace), segment(name));
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"audiences": audiences, "expirationSeconds": TOKEN_LIFE.as_secs()},
+        });
+        let headers = [(header::ACCEPT, "application/json"), (header::CONTENT_TYPE, "application/json")];
+        let body = request.to_string();
+        let issued = self.calls.call(&Method::POST, &path, &Identity::default(), &headers, body.as_bytes()).await;
+        let failed = |error: CallError| BackendError::api("get a token of", "the ServiceAccount", &error);
+        match issued {
+            Ok((_, body)) => {
+                let answer: Value = read(&body).map_err(failed)?;
+                match answer["status"]["token"].as_str() {
+                    Some(token) => Ok(Some(Secret::new(token))),
+                    None => Err(BackendError::Api("the API server's answer holds no token".into())),
+                }
+            }
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
     /// A document; `None` where there is none.
     async fn get(&self, path: &str) -> Result<Option<Value>, CallError> {
         let headers = [(header::ACCEPT, "application/json")];
@@ -230,6 +254,14 @@ impl Inner {
             Err(error) => Err(error),
         }
     }
+}
+
+/// An object that an API server shows, with its status.
+///
+/// # Errors
+/// Its key where that much is clear, and what is wrong with it.
+pub(super) fn read_object(kind: Kind, shown: DynamicObject) -> Result<(Arc<Object>, Status), (Key, String)> {
+    known::read(kind, shown).map(|known| (known.object, known.status))
 }
 
 /// Where an object, or with an empty name all of a kind, is.
@@ -294,6 +326,15 @@ impl Backend for Cluster {
         })
     }
 
+    fn service_account_token<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<Secret>, BackendError>> {
+        Box::pin(self.inner.token(namespace, name, audiences))
+    }
+
     fn config_map<'a>(
         &'a self,
         namespace: &'a str,
@@ -323,12 +364,14 @@ impl Backend for Cluster {
     fn is_gone<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<bool, BackendError>> {
         Box::pin(async move {
             // A list, so that the selector counts; and so that a kind which may not be read is no kind without objects.
-            let mut query = format!("{}?fieldSelector=metadata.name%3D{}", path(key.kind, &key.namespace, ""), segment(&key.name));
+            let mut query =
+                format!("{}?fieldSelector=metadata.name%3D{}", path(key.kind, &key.namespace, ""), segment(&key.name));
             if let Some(selector) = &self.inner.settings.selector {
                 query.push_str(&format!("&labelSelector={}", segment(selector)));
             }
             let query = query.replacen("/?", "?", 1);
-            let found = self.inner.get(&query).await.map_err(|e| BackendError::api("look for", &key.to_string(), &e))?;
+            let found =
+                self.inner.get(&query).await.map_err(|e| BackendError::api("look for", &key.to_string(), &e))?;
             Ok(found.is_some_and(|list| list["items"].as_array().is_some_and(Vec::is_empty)))
         })
     }

@@ -67,7 +67,9 @@ async fn finalizers(
     let path = path(key.kind, &key.namespace, &key.name);
     let mut seen = {
         let state = inner.state();
-        let Some(known) = state.objects.get(key).filter(|k| wanted(k.is_claimed(), k.is_going())) else { return Ok(()) };
+        let Some(known) = state.objects.get(key).filter(|k| wanted(k.is_claimed(), k.is_going())) else {
+            return Ok(());
+        };
         (known.object.metadata.finalizers.clone(), known.version.clone())
     };
     for _ in 0..ATTEMPTS {

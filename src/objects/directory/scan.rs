@@ -71,7 +71,7 @@ pub(super) struct Scanner {
 }
 
 /// Whether a file's name is one that is read: no dotfile, and one of the three endings.
-fn is_named(name: &str) -> bool {
+pub fn is_named(name: &str) -> bool {
     !name.starts_with('.') && [".yaml", ".yml", ".json"].iter().any(|ending| name.ends_with(ending))
 }
 

@@ -399,7 +399,7 @@ async fn what_objects_refer_to_is_kept_in_memory_only() {
     let mut bench = Bench::new();
     let documents = |password: &str| {
         format!(
-            "{}apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Secret\n  metadata: {{name: s}}\n  stringData: {{password: {password}}}\n- apiVersion: v1\n  kind: ServiceAccount\n  metadata: {{name: sa}}\n  imagePullSecrets: [{{name: s}}]\n- apiVersion: v1\n  kind: ConfigMap\n  metadata: {{name: c}}\n  data: {{a: b}}\n- apiVersion: v1\n  kind: Namespace\n  metadata: {{name: n}}\n",
+            "{}apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Secret\n  metadata: {{name: s}}\n  stringData: {{password: {password}}}\n- apiVersion: v1\n  kind: ServiceAccount\n  metadata: {{name: sa, annotations: {{role: r}}}}\n  imagePullSecrets: [{{name: s}}]\n- apiVersion: v1\n  kind: ConfigMap\n  metadata: {{name: c}}\n  data: {{a: b}}\n- apiVersion: v1\n  kind: Namespace\n  metadata: {{name: n}}\n",
             oci("a", "oci://h/a")
         )
     };
@@ -407,6 +407,9 @@ async fn what_objects_refer_to_is_kept_in_memory_only() {
     assert_eq!(bench.start().await, ["+OCIRepository/default/a 1 -1"]);
     let account = bench.backend().service_account("default", "sa").await.unwrap().unwrap();
     assert_eq!(account.image_pull_secrets, ["s"]);
+    assert_eq!(account.annotations["role"], "r");
+    let token = bench.backend().service_account_token("default", "sa", &[]).await;
+    assert!(token.unwrap_err().to_string().contains("there is no cluster here"));
     assert_eq!(bench.backend().config_map("default", "c").await.unwrap().unwrap().data["a"], "b");
     bench.write("a.yaml", &documents("hunter22"));
     assert_eq!(bench.reload().await, ["~default/s"]);

@@ -144,7 +144,9 @@ impl Inner {
         match self.backend.is_gone(&key).await {
             Ok(true) => return Change::Deleted(key),
             Ok(false) => {}
-            Err(error) => tracing::warn!(%key, %error, "whether the object is still there is not known; it stays as it was"),
+            Err(error) => {
+                tracing::warn!(%key, %error, "whether the object is still there is not known; it stays as it was")
+            }
         }
         let object = Arc::new(Object { key, metadata: record.metadata, spec, raw_spec: record.spec });
         let known = Known { object: Arc::clone(&object), status: record.status.clone(), kept: true };

@@ -134,7 +134,8 @@ impl Wanted {
         if let Some(owner) = &owner {
             metadata["ownerReferences"] = json!([owner]);
         }
-        let config = json!({ "apiVersion": "source.toolkit.fluxcd.io/v1", "kind": KIND, "metadata": metadata, "spec": spec });
+        let config =
+            json!({ "apiVersion": "source.toolkit.fluxcd.io/v1", "kind": KIND, "metadata": metadata, "spec": spec });
         let ready = readiness(&source.status);
         Some(Self { config, labels, owner, spec, artifact, ready })
     }
@@ -142,7 +143,8 @@ impl Wanted {
     /// Whether everything but the status is as it should be.
     pub fn is_applied(&self, live: &Live) -> bool {
         let labelled = self.labels.iter().all(|(name, value)| live.labels.get(*name) == Some(value));
-        let is_owner = |owner: &Value| live.owners.iter().any(|o| o["uid"] == owner["uid"] && o["name"] == owner["name"]);
+        let is_owner =
+            |owner: &Value| live.owners.iter().any(|o| o["uid"] == owner["uid"] && o["name"] == owner["name"]);
         labelled && live.spec == self.spec && self.owner.as_ref().is_none_or(is_owner)
     }
 
@@ -163,9 +165,11 @@ fn readiness(status: &Status) -> Option<(ConditionStatus, &'static str, String)>
     let reason = match ready.status {
         ConditionStatus::Unknown => return None,
         ConditionStatus::True => "Succeeded",
-        ConditionStatus::False if status.conditions.is_true(kinds::STORAGE_OPERATION_FAILED) => "StorageOperationFailed",
+        ConditionStatus::False if status.conditions.is_true(kinds::STORAGE_OPERATION_FAILED) => {
+            "StorageOperationFailed"
+        }
         ConditionStatus::False
-            if status.conditions.is_false(kinds::SOURCE_VERIFIED) || ready.reason.starts_with("Verification") =>
+            if status.conditions.is_false(kinds::SOURCE_VERIFIED) || ready.reason.contains("Verification") =>
         {
             "VerificationFailed"
         }

@@ -78,7 +78,9 @@ pub async fn bring(calls: &Calls, name: &Name, live: Option<Live>, wanted: &Want
     for attempt in 1.. {
         if !wanted.is_applied(&live) {
             let apply = format!("{path}?fieldManager={MANAGER}&force=true");
-            live = send(calls, &Method::PATCH, &apply, "application/apply-patch+yaml", &wanted.config).await.map_err(failed)?;
+            live = send(calls, &Method::PATCH, &apply, "application/apply-patch+yaml", &wanted.config)
+                .await
+                .map_err(failed)?;
         }
         let value = |status| serde_json::to_value(status).unwrap_or_default();
         let Some(changed) = difference(&value(&live.status), &value(&wanted.status(&live))) else { return Ok(live) };
@@ -108,7 +110,8 @@ pub async fn delete(calls: &Calls, name: &Name, live: &Live) -> Result<(), Failu
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
         Err(error) => {
-            let message = format!("cannot delete ExternalArtifact {}/{}: {}", name.0, name.1, crate::class::chain(&error));
+            let message =
+                format!("cannot delete ExternalArtifact {}/{}: {}", name.0, name.1, crate::class::chain(&error));
             Err(Failure { reason: "PublishingFailed", message })
         }
     }

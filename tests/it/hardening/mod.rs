@@ -27,6 +27,6 @@ mod objects;
 mod power;
 mod tars;
 mod transport;
-mod world;
+pub mod world;
 
-use crate::support::upstream;
+pub use crate::support::upstream;

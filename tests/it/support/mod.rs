@@ -14,6 +14,10 @@ pub mod larder;
 pub mod packed;
 pub mod proxy;
 pub mod registry;
+pub mod services;
+/// Signatures as cosign writes them.
+#[path = "../../../src/trust/testing.rs"]
+pub mod signing;
 pub mod upstream;
 
 use std::{

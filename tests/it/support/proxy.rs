@@ -35,8 +35,16 @@ impl TestProxy {
         Self::start(move |stream, asked| {
             let authorization = authorization.clone();
             async move {
-                let _ = http(stream, asked, authorization).await;
+                let _ = http(stream, asked, authorization, None).await;
             }
+        })
+        .await
+    }
+
+    /// An HTTP proxy whose every CONNECT leads to `to`.
+    pub async fn leading_to(to: SocketAddr) -> Self {
+        Self::start(move |stream, asked| async move {
+            let _ = http(stream, asked, None, Some(to)).await;
         })
         .await
     }
@@ -86,6 +94,7 @@ async fn http(
     mut stream: TcpStream,
     asked: Arc<Mutex<Vec<String>>>,
     authorization: Option<String>,
+    to: Option<SocketAddr>,
 ) -> std::io::Result<()> {
     let mut upstream: Option<TcpStream> = None;
     loop {
@@ -102,7 +111,8 @@ async fn http(
             continue;
         }
         if method == "CONNECT" {
-            let mut upstream = TcpStream::connect(("127.0.0.1", port(target))).await?;
+            let to = to.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], port(target))));
+            let mut upstream = TcpStream::connect(to).await?;
             stream.write_all(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n").await?;
             copy_bidirectional(&mut stream, &mut upstream).await?;
             return Ok(());

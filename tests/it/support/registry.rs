@@ -183,6 +183,8 @@ struct Content {
     /// Scopes by token.
     tokens: HashMap<String, String>,
     uploads: usize,
+    /// Knows the referrers API.
+    referrers: bool,
 }
 
 struct State {
@@ -277,6 +279,11 @@ impl ScriptedRegistry {
             }
         });
         digest
+    }
+
+    /// Answers the referrers API from now on, without filtering, as a registry may.
+    pub fn know_referrers(&self) {
+        self.with(|content| content.referrers = true);
     }
 
     /// Takes a tag away; what it named stays.
@@ -489,7 +496,8 @@ fn answer(seen: &Seen, content: &mut Content, state: &State) -> Reply {
     let Some(path) = seen.path.strip_prefix("/v2/") else {
         return Reply::error(404, "NOT_FOUND", "no such path");
     };
-    let split = ["/manifests/", "/blobs/", "/tags/"].iter().find_map(|s| path.split_once(s).map(|(r, x)| (r, *s, x)));
+    let parts = ["/manifests/", "/blobs/", "/tags/", "/referrers/"];
+    let split = parts.iter().find_map(|s| path.split_once(s).map(|(r, x)| (r, *s, x)));
     let (repository, what, rest) = split.unwrap_or(("", "", path));
     if let Some(refusal) = authenticate(seen, content, auth, repository, state) {
         return refusal;
@@ -497,6 +505,7 @@ fn answer(seen: &Seen, content: &mut Content, state: &State) -> Reply {
     if seen.kind == Kind::Ping {
         return Reply::new(200);
     }
+    let knows_referrers = content.referrers;
     let stored = content.repositories.entry(repository.to_owned()).or_default();
     match (seen.method.as_str(), what) {
         ("GET" | "HEAD", "/manifests/") => {
@@ -512,8 +521,9 @@ fn answer(seen: &Seen, content: &mut Content, state: &State) -> Reply {
             None => Reply::error(404, "BLOB_UNKNOWN", "blob unknown"),
             Some(bytes) => ranged(seen, bytes).header("Docker-Content-Digest", rest),
         },
+        ("GET", "/referrers/") if knows_referrers => referrers(rest, stored),
         // As a registry that does not know that API.
-        ("GET", "") if path.contains("/referrers/") => Reply::error(404, "NOT_FOUND", "no such path"),
+        ("GET", "/referrers/") => Reply::error(404, "NOT_FOUND", "no such path"),
         ("GET", "/tags/") => tags(seen, repository, stored),
         ("PUT", "/manifests/") => {
             let digest = Digest::sha256(&seen.body).to_string();
@@ -570,6 +580,29 @@ fn tags(seen: &Seen, name: &str, stored: &Repository) -> Reply {
         }
         _ => reply,
     }
+}
+
+fn referrers(subject: &str, stored: &Repository) -> Reply {
+    let mut found = Vec::new();
+    for (digest, (media_type, bytes)) in &stored.manifests {
+        let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(bytes) else { continue };
+        if manifest["subject"]["digest"] == subject {
+            found.push(serde_json::json!({
+                "mediaType": media_type,
+                "digest": digest,
+                "size": bytes.len(),
+                "artifactType": manifest["artifactType"],
+                "annotations": manifest["annotations"],
+            }));
+        }
+    }
+    let index = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": found,
+    });
+    Reply { status: 200, headers: Vec::new(), body: index.to_string().into_bytes() }
+        .header("Content-Type", "application/vnd.oci.image.index.v1+json")
 }
 
 fn pair(user: &str, password: &str) -> String {

@@ -162,7 +162,8 @@ fn a_producer_may_write_external_artifacts_and_nothing_else() {
     let (_, complaint) = kubectl(&cluster, &["apply", "-k", &format!("{DEPLOY}/producer")]);
     assert_eq!(complaint, "");
     let listed = format!("--as={LARDER}");
-    let (rights, _) = kubectl(&cluster, &["auth", "can-i", "--list", "--no-headers", "--namespace", "flux-system", &listed]);
+    let (rights, _) =
+        kubectl(&cluster, &["auth", "can-i", "--list", "--no-headers", "--namespace", "flux-system", &listed]);
     let of_flux: Vec<Vec<&str>> = rights
         .lines()
         .filter(|line| line.contains("toolkit.fluxcd.io") || line.contains("secrets") || line.contains("events"))

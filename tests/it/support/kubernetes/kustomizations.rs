@@ -45,7 +45,8 @@ pub fn the_users_documents_end_with_the_deployment(api: &impl Kubernetes) {
     let stage = Stage::new(api);
     let deployment = |image: &str| {
         let labels = json!({ "app": "my-app" });
-        let pod = json!({ "metadata": { "labels": labels }, "spec": { "containers": [{ "name": "app", "image": image }] } });
+        let pod =
+            json!({ "metadata": { "labels": labels }, "spec": { "containers": [{ "name": "app", "image": image }] } });
         let document = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "my-app", "namespace": NAMESPACE },
             "spec": { "replicas": 1, "selector": { "matchLabels": labels }, "template": pod } });
         files(&[("deployment.yaml", &document.to_string())])
@@ -132,7 +133,11 @@ pub fn an_edit_is_undone_within_an_interval_and_looking_is_cheap(api: &impl Kube
     api.wait(&format!("{MAPS}/d"), |map| map["data"]["k"] == "1");
     eventually("what was done to be told", || {
         let events = api.events("Kustomization", "app");
-        if events.iter().any(|e| e.2.contains("ConfigMap/default/c configured")) { Ok(()) } else { Err(format!("{events:?}")) }
+        if events.iter().any(|e| e.2.contains("ConfigMap/default/c configured")) {
+            Ok(())
+        } else {
+            Err(format!("{events:?}"))
+        }
     });
 }
 
@@ -153,20 +158,22 @@ pub fn sources_and_dependencies_are_waited_for(api: &impl Kubernetes) {
     stage.ready(&second_path);
     api.patch(&first_path, &json!({ "spec": { "path": "./none" } }));
     let failed = api.wait(&first_path, |o| condition_of(o, "Ready")["reason"] == "ArtifactFailed");
-    assert!(condition_of(&failed, "Ready")["message"].as_str().is_some_and(|m| m.contains("path not found")), "{failed}");
+    assert!(
+        condition_of(&failed, "Ready")["message"].as_str().is_some_and(|m| m.contains("path not found")),
+        "{failed}"
+    );
 }
 
 pub fn variables_come_from_the_spec_config_maps_and_secrets(api: &impl Kubernetes) {
     let stage = Stage::new(api);
     source(&stage, &maps(&[("a", "${greeting:=hi} ${name} ${key}")]));
-    let plain = |kind: &str, name: &str, data: Value| {
-        json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name, "namespace": NAMESPACE }, "data": data })
-    };
+    let plain = |kind: &str, name: &str, data: Value| json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name, "namespace": NAMESPACE }, "data": data });
     api.create(&plain("ConfigMap", "vars", json!({ "name": "world" })));
     api.create(&plain("Secret", "vars", json!({ "key": "b3Blbg==" })));
     let from = json!([{ "kind": "ConfigMap", "name": "vars" }, { "kind": "Secret", "name": "vars" },
         { "kind": "Secret", "name": "absent", "optional": true }]);
-    let wanted = kustomization("app", json!({ "postBuild": { "substitute": { "unused": "1" }, "substituteFrom": from } }));
+    let wanted =
+        kustomization("app", json!({ "postBuild": { "substitute": { "unused": "1" }, "substituteFrom": from } }));
     api.create(&wanted);
     let _larder = stage.serve(&[]);
     stage.ready(&path_of(&wanted));

@@ -109,7 +109,8 @@ impl Kubernetes for Scripted {
 
     fn send(&self, method: &str, path: &str, kind: &str, body: &Value) -> http::Response {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let headers: Vec<(&str, &str)> = [("Content-Type", kind)].into_iter().filter(|(_, kind)| !kind.is_empty()).collect();
+        let headers: Vec<(&str, &str)> =
+            [("Content-Type", kind)].into_iter().filter(|(_, kind)| !kind.is_empty()).collect();
         let url = format!("{}{path}", self.0.url());
         http::send(method, &url, &headers, body.as_bytes()).unwrap_or_else(|error| panic!("{method} {url}: {error}"))
     }
@@ -216,7 +217,8 @@ impl<'a, K: Kubernetes> Stage<'a, K> {
         let host = self.registry.authority();
         let mut all = vec!["--kubernetes", "--insecure-registry", &host];
         all.extend_from_slice(flags);
-        let environment = [("KUBECONFIG", config.to_str().expect("UTF-8")), ("POD_NAME", name), ("POD_NAMESPACE", NAMESPACE)];
+        let environment =
+            [("KUBECONFIG", config.to_str().expect("UTF-8")), ("POD_NAME", name), ("POD_NAMESPACE", NAMESPACE)];
         Larder::start_with(&folder, &all, &environment)
     }
 

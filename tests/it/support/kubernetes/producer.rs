@@ -101,7 +101,8 @@ pub fn files_are_published_in_two_writes_and_without_a_change_in_none(api: &impl
     assert_eq!(larder.stop(), Some(0));
     let before = api.writes().len();
     let larder = stage.publish("one", &["--artifact-advertise", "larder.example:80"]);
-    let moved = api.wait(&at("app"), |o| o["status"]["artifact"]["url"].as_str().is_some_and(|u| u.contains("larder.example")));
+    let moved =
+        api.wait(&at("app"), |o| o["status"]["artifact"]["url"].as_str().is_some_and(|u| u.contains("larder.example")));
     assert_eq!(moved["status"]["artifact"]["digest"], newer["status"]["artifact"]["digest"]);
     assert_eq!(api.writes()[before..], [published("app")[1].clone()], "only where it is now");
     assert_eq!(stage.registry.count(Kind::ManifestGet), pulled);
@@ -135,7 +136,11 @@ pub fn what_goes_from_the_files_goes_from_the_cluster_also_while_larder_is_down(
     // Also with the records lost, and never what another Larder made.
     stage.write(&["c", "d"].map(source));
     stage.external("d", &revision);
-    let foreign = with(made[0].clone(), "/metadata", json!({ "name": "foreign", "resourceVersion": null, "uid": null, "managedFields": null }));
+    let foreign = with(
+        made[0].clone(),
+        "/metadata",
+        json!({ "name": "foreign", "resourceVersion": null, "uid": null, "managedFields": null }),
+    );
     let foreign = with(foreign, "/metadata/labels", json!({ "larder.dev/producer": "files-0000" }));
     api.create(&foreign);
     assert_eq!(larder.stop(), Some(0));
@@ -152,7 +157,11 @@ pub fn labelled_objects_are_only_read(api: &impl Kubernetes) {
     let digest = stage.push("team/app", "latest", &app("1"));
     let revision = format!("latest@{digest}");
     let labelled = |name: &str| {
-        with(stage.oci_repository(name, "team/app", json!({})), "/metadata", json!({ "labels": { "larder.dev/publish": "true" } }))
+        with(
+            stage.oci_repository(name, "team/app", json!({})),
+            "/metadata",
+            json!({ "labels": { "larder.dev/publish": "true" } }),
+        )
     };
     let sources = [labelled("app"), labelled("leaving"), stage.oci_repository("other", "team/app", json!({}))];
     sources.iter().for_each(|source| api.create(source));
@@ -162,7 +171,13 @@ pub fn labelled_objects_are_only_read(api: &impl Kubernetes) {
     api.create(&kustomization);
     let before = sources.clone().map(|source| api.get(&path_of(&source)).expect("there"));
     // Advertised as a Service is: where it listens may change with a restart.
-    let flags = ["--external-artifacts", "--watch-label-selector", "larder.dev/publish=true", "--artifact-advertise", "larder.example"];
+    let flags = [
+        "--external-artifacts",
+        "--watch-label-selector",
+        "larder.dev/publish=true",
+        "--artifact-advertise",
+        "larder.example",
+    ];
     let larder = stage.serve(&flags);
     let made = stage.external("app", &revision);
     let fetched = |larder: &Larder| {
@@ -206,9 +221,13 @@ pub fn a_namespace_that_is_missing_is_told_and_waited_for(api: &impl Kubernetes)
     let source = with(stage.oci_repository("app", "team/app", json!({})), "/metadata", json!({ "namespace": "team" }));
     stage.write(&[source, stage.oci_repository("app", "team/app", json!({}))]);
     let larder = stage.publish("one", &[]);
-    let told = larder.wait("OCIRepository", "team", "app", |o| condition_of(o, "Ready")["reason"] == "NamespaceNotFound");
+    let told =
+        larder.wait("OCIRepository", "team", "app", |o| condition_of(o, "Ready")["reason"] == "NamespaceNotFound");
     let message = condition_of(&told, "Ready")["message"].clone();
-    assert_eq!(message, "cannot publish ExternalArtifact team/app: there is no namespace team; it is published once there is");
+    assert_eq!(
+        message,
+        "cannot publish ExternalArtifact team/app: there is no namespace team; it is published once there is"
+    );
     larder.wait_ready("OCIRepository", NAMESPACE, "app");
     let probes = stage.registry.requests();
     api.create(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "team" } }));
@@ -230,7 +249,10 @@ pub fn sources_of_two_kinds_with_one_name_have_two(api: &impl Kubernetes) {
     let first = stage.external("app", &format!("latest@{oci}"));
     let second = stage.external("app-gitrepository", &format!("latest@{git}"));
     assert_eq!(first["spec"]["sourceRef"]["kind"], "OCIRepository");
-    assert_eq!((&second["spec"]["sourceRef"]["kind"], &second["spec"]["sourceRef"]["name"]), (&json!("GitRepository"), &json!("app")));
+    assert_eq!(
+        (&second["spec"]["sourceRef"]["kind"], &second["spec"]["sourceRef"]["name"]),
+        (&json!("GitRepository"), &json!("app"))
+    );
     // What is there keeps its name.
     let spec = json!({ "interval": "1h", "url": stage.url("team/git") });
     stage.write(&[object("GitRepository", "app", spec)]);
@@ -261,7 +283,11 @@ pub fn what_others_change_is_put_right_and_what_is_not_larders_is_left_alone(api
     let stage = Stage::new(api);
     let digest = stage.push("team/app", "latest", &app("1"));
     let revision = format!("latest@{digest}");
-    api.create(&with(object("ExternalArtifact", "taken", json!({})), "/metadata", json!({ "labels": { "by": "somebody" } })));
+    api.create(&with(
+        object("ExternalArtifact", "taken", json!({})),
+        "/metadata",
+        json!({ "labels": { "by": "somebody" } }),
+    ));
     let theirs = api.get(&at("taken"));
     stage.write(&["app", "taken"].map(|name| stage.oci_repository(name, "team/app", json!({}))));
     let larder = stage.publish("one", &[]);
@@ -270,7 +296,8 @@ pub fn what_others_change_is_put_right_and_what_is_not_larders_is_left_alone(api
     assert!(condition_of(&told, "Ready")["message"].as_str().is_some_and(|m| m.contains("one that is not Larder's")));
     assert_eq!(api.get(&at("taken")), theirs);
     api.delete(&at("app"));
-    let anew = api.wait(&at("app"), |o| o["metadata"]["uid"] != made["metadata"]["uid"] && !o["status"]["artifact"].is_null());
+    let anew =
+        api.wait(&at("app"), |o| o["metadata"]["uid"] != made["metadata"]["uid"] && !o["status"]["artifact"].is_null());
     assert_eq!(anew["status"]["artifact"], made["status"]["artifact"]);
     api.patch(&at("app"), &json!({ "spec": { "sourceRef": { "name": "elsewhere" } } }));
     let spec = made["spec"].clone();
@@ -313,7 +340,10 @@ pub fn replicas_that_publish_have_one_leader_and_all_serve(api: &impl Kubernetes
     let digest = stage.push("team/app", "latest", &app("2"));
     let newer = stage.external("app", &format!("latest@{digest}"));
     serves(&two, &newer, &app("2"));
-    assert_eq!(two.object("OCIRepository", NAMESPACE, "app").expect("shown")["status"]["artifact"], newer["status"]["artifact"]);
+    assert_eq!(
+        two.object("OCIRepository", NAMESPACE, "app").expect("shown")["status"]["artifact"],
+        newer["status"]["artifact"]
+    );
     let writes = api.writes().len();
     one.kill();
     let digest = stage.push("team/app", "latest", &app("3"));

@@ -17,7 +17,6 @@ fn app(version: &str) -> Files {
     files(&[("deploy.yaml", version)])
 }
 
-
 /// Writes about an object of a kind.
 fn writes_of(api: &impl Kubernetes, name: &str) -> Vec<String> {
     let about = |line: &String| line.ends_with(&format!("/{name}")) || line.starts_with("create events");
@@ -37,7 +36,8 @@ pub fn a_first_pass_costs_three_writes_and_one_without_a_change_none(api: &impl 
     let larder = stage.serve(&[]);
     let path = path_of(&source);
     let ready = stage.ready(&path);
-    let writes = ["patch ocirepositories default/app", "patch ocirepositories/status default/app", "create events default/"];
+    let writes =
+        ["patch ocirepositories default/app", "patch ocirepositories/status default/app", "create events default/"];
     eventually("the event", || if api.writes().len() >= 3 { Ok(()) } else { Err(format!("{:?}", api.writes())) });
     assert_eq!(api.writes(), writes);
     assert_eq!(ready["metadata"]["finalizers"], json!(["finalizers.fluxcd.io"]));
@@ -143,7 +143,8 @@ pub fn what_is_not_larders_is_left_strictly_alone(api: &impl Kubernetes) {
     let larder = stage.serve(&["--watch-label-selector", "sharding.fluxcd.io/key=larder"]);
     stage.ready(&path_of(&ours));
     a_moment();
-    let foreign: Vec<String> = api.writes().into_iter().filter(|line| !line.ends_with("/ours") && !line.contains("events")).collect();
+    let foreign: Vec<String> =
+        api.writes().into_iter().filter(|line| !line.ends_with("/ours") && !line.contains("events")).collect();
     assert_eq!(foreign, [] as [String; 0]);
     // Its label comes and goes, and with it Larder; the finalizer stays for whoever looks after it then.
     api.patch(&path_of(&theirs), &json!({ "metadata": { "labels": { "sharding.fluxcd.io/key": "larder" } } }));
@@ -205,7 +206,10 @@ pub fn secrets_are_read_by_name_and_what_they_lack_is_told(api: &impl Kubernetes
     let right = secret("right");
     let right = if api.is_real() { right } else { encoded(right) };
     // A Secret that changes is seen within a moment, though nobody watches it.
-    api.patch("/api/v1/namespaces/default/secrets/creds", &json!({ "data": right["data"], "stringData": right["stringData"] }));
+    api.patch(
+        "/api/v1/namespaces/default/secrets/creds",
+        &json!({ "data": right["data"], "stringData": right["stringData"] }),
+    );
     let ready = stage.ready(&path);
     assert_eq!(files_in(&fetch_artifact(&ready)), app("1"));
     let asked: Vec<String> = api.calls().into_iter().filter(|call| call.contains("secrets")).collect();
@@ -271,7 +275,11 @@ pub fn a_failure_takes_nothing_away_and_its_end_is_told(api: &impl Kubernetes) {
     assert!(condition_of(&ready, "FetchFailed").is_null() && condition_of(&ready, "Reconciling").is_null());
     eventually("its end to be told", || {
         let events: Vec<String> = api.events("OCIRepository", "app").into_iter().map(|e| e.1).collect();
-        if events == ["NewArtifact", "OCIArtifactPullFailed", "Succeeded"] { Ok(()) } else { Err(format!("{events:?}")) }
+        if events == ["NewArtifact", "OCIArtifactPullFailed", "Succeeded"] {
+            Ok(())
+        } else {
+            Err(format!("{events:?}"))
+        }
     });
 }
 
@@ -345,19 +353,39 @@ pub fn what_flux_stored_is_taken_over_in_one_write(api: &impl Kubernetes) {
 
 pub fn charts_come_through_both_kinds(api: &impl Kubernetes) {
     let stage = Stage::new(api);
-    let chart = files(&[("podinfo/Chart.yaml", "apiVersion: v2\nname: podinfo\nversion: 6.1.0\n"), ("podinfo/values.yaml", "a: 1\n")]);
+    let chart = files(&[
+        ("podinfo/Chart.yaml", "apiVersion: v2\nname: podinfo\nversion: 6.1.0\n"),
+        ("podinfo/values.yaml", "a: 1\n"),
+    ]);
     let bytes = crate::support::fixtures::gzip(&crate::support::fixtures::tar_of(&chart));
     let layer = stage.registry.add_blob("charts/podinfo", &bytes);
     let config = stage.registry.add_blob("charts/podinfo", b"{}");
     let manifest = json!({ "schemaVersion": 2, "mediaType": crate::support::upstream::MANIFEST,
         "config": { "mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": config.to_string(), "size": 2 },
         "layers": [{ "mediaType": "application/vnd.cncf.helm.chart.content.v1.tar+gzip", "digest": layer.to_string(), "size": bytes.len() }] });
-    stage.registry.add_manifest("charts/podinfo", Some("6.1.0"), crate::support::upstream::MANIFEST, manifest.to_string().as_bytes());
-    let repository = object("HelmRepository", "charts", json!({ "type": "oci", "url": stage.url("charts"), "insecure": true, "interval": "1m" }));
+    stage.registry.add_manifest(
+        "charts/podinfo",
+        Some("6.1.0"),
+        crate::support::upstream::MANIFEST,
+        manifest.to_string().as_bytes(),
+    );
+    let repository = object(
+        "HelmRepository",
+        "charts",
+        json!({ "type": "oci", "url": stage.url("charts"), "insecure": true, "interval": "1m" }),
+    );
     let reference = json!({ "kind": "HelmRepository", "name": "charts" });
-    let wanted = object("HelmChart", "podinfo", json!({ "chart": "podinfo", "version": "6.x", "interval": "1m", "sourceRef": reference }));
-    let direct = stage.oci_repository("podinfo", "charts/podinfo", json!({ "ref": { "semver": "6.x" },
-        "layerSelector": { "mediaType": "application/vnd.cncf.helm.chart.content.v1.tar+gzip", "operation": "copy" } }));
+    let wanted = object(
+        "HelmChart",
+        "podinfo",
+        json!({ "chart": "podinfo", "version": "6.x", "interval": "1m", "sourceRef": reference }),
+    );
+    let direct = stage.oci_repository(
+        "podinfo",
+        "charts/podinfo",
+        json!({ "ref": { "semver": "6.x" },
+        "layerSelector": { "mediaType": "application/vnd.cncf.helm.chart.content.v1.tar+gzip", "operation": "copy" } }),
+    );
     for object in [&repository, &wanted, &direct] {
         api.create(object);
     }
@@ -368,7 +396,10 @@ pub fn charts_come_through_both_kinds(api: &impl Kubernetes) {
     let ready = stage.ready(&path_of(&direct));
     assert!(text(&ready, "/status/artifact/revision").starts_with("6.1.0@sha256:"));
     assert_eq!(fetch_artifact(&ready), bytes);
-    assert!(api.writes().iter().all(|line| !line.contains("helmrepositories")), "a HelmRepository of type oci is static");
+    assert!(
+        api.writes().iter().all(|line| !line.contains("helmrepositories")),
+        "a HelmRepository of type oci is static"
+    );
     api.delete(&path_of(&wanted));
     api.wait_gone(&path_of(&wanted));
 }

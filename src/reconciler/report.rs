@@ -1,0 +1,333 @@
+//! What would become of objects under Larder, judged by their specs and statuses alone: for `larder migrate report`.
+//!
+//! It asks the functions by which passes refuse a spec, so it cannot differ from them. Pure; no Secret is looked at, and
+//! nothing is asked of a registry: what only a pull shows is not told.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::Serialize;
+
+use super::{desired, kustomization};
+use crate::objects::{
+    Artifact, Key, Kind, Object, Spec, Status,
+    survey::{Found, Item, by_key},
+};
+
+/// What becomes of an object, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub enum Verdict {
+    /// The same as under Flux.
+    #[serde(rename = "same")]
+    Same,
+    /// Larder reconciles it, and something is otherwise.
+    #[serde(rename = "differs")]
+    Differs,
+    /// Larder leaves it alone: it stays Flux's.
+    #[serde(rename = "not taken")]
+    NotTaken,
+    /// Larder would take it, and tell in its status that it cannot.
+    #[serde(rename = "refused")]
+    Refused,
+}
+
+impl Verdict {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Same, Self::Differs, Self::NotTaken, Self::Refused];
+
+    /// The word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Differs => "differs",
+            Self::NotTaken => "not taken",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What becomes of one object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// Its kind.
+    pub kind: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// In one word.
+    pub verdict: Verdict,
+    /// Why; nothing where it is the same.
+    pub why: Vec<String>,
+}
+
+type Judged = (Verdict, Vec<String>);
+
+/// Judges all objects, in their order.
+pub fn judge(items: &[Item]) -> Vec<Line> {
+    let all = by_key(items);
+    let line = |item: &Item| {
+        let (verdict, why) = match &item.found {
+            Found::Other(spec) => (Verdict::NotTaken, vec![other(&item.kind, spec)]),
+            Found::Unreadable(error) => (Verdict::Refused, vec![error.clone()]),
+            Found::Read(object, status) => match &object.spec {
+                Spec::Kustomization(_) => applied(object, &all),
+                _ => source(object, status, &all),
+            },
+        };
+        let (kind, namespace, name) = (item.kind.clone(), item.namespace.clone(), item.name.clone());
+        Line { kind, namespace, name, verdict, why }
+    };
+    items.iter().map(line).collect()
+}
+
+fn other(kind: &str, spec: &serde_json::Value) -> String {
+    if kind != "HelmRelease" {
+        return "stays Flux's: Larder has no such kind".into();
+    }
+    let text = |pointer: &str| spec.pointer(pointer).and_then(serde_json::Value::as_str);
+    let from = text("/chartRef/kind").or_else(|| text("/chart/spec/sourceRef/kind")).unwrap_or("chart");
+    format!("stays Flux's: helm-controller takes its {from}'s artifact from Larder as from Flux")
+}
+
+fn source(object: &Object, status: &Status, all: &BTreeMap<Key, Arc<Object>>) -> Judged {
+    let not_taken = |why: &str| (Verdict::NotTaken, vec![format!("stays Flux's: {why}")]);
+    match &object.spec {
+        Spec::GitRepository(_) if !object.is_ours() => return not_taken("its URL is not oci://"),
+        Spec::HelmRepository(_) if !object.is_ours() => return not_taken("its type is not oci"),
+        // It is static, and has no status of either.
+        Spec::HelmRepository(_) => return (Verdict::Same, Vec::new()),
+        _ => {}
+    }
+    match desired::examine(object, |key| all.get(key).map(Arc::clone)) {
+        Err(refused) => (Verdict::Refused, vec![refused.message]),
+        Ok(false) => not_taken("its HelmRepository's type is not oci"),
+        Ok(true) => match &status.artifact {
+            Some(artifact) if !artifact.is_larders() => (Verdict::Differs, vec![moves(artifact, object.key.kind)]),
+            _ => (Verdict::Same, Vec::new()),
+        },
+    }
+}
+
+/// What an artifact that Flux made becomes.
+fn moves(artifact: &Artifact, kind: Kind) -> String {
+    let what = if kind == Kind::HelmChart { "version" } else { "revision" };
+    format!(
+        "the artifact's digest and URL change once; its {what} stays {:?}, so nothing is applied anew",
+        artifact.revision
+    )
+}
+
+fn applied(object: &Object, all: &BTreeMap<Key, Arc<Object>>) -> Judged {
+    match kustomization::examine(object) {
+        Err(why) => return (Verdict::Refused, vec![why]),
+        Ok(None) => {}
+        Ok(Some(source)) => {
+            let why = match all.get(&source) {
+                Some(source) if source.is_ours() => return (Verdict::Same, Vec::new()),
+                Some(_) => format!("its source {source} stays Flux's"),
+                None => format!("its source {source} is not there"),
+            };
+            let why = format!("{why}: leave it to kustomize-controller");
+            return (Verdict::NotTaken, vec![why]);
+        }
+    }
+    let Spec::Kustomization(spec) = &object.spec else { return (Verdict::Same, Vec::new()) };
+    let why = format!(
+        "its source is of kind {}, which Larder does not hold: leave it to kustomize-controller",
+        spec.source_ref.kind
+    );
+    (Verdict::NotTaken, vec![why])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::objects::{Metadata, manifest::typed_spec};
+
+    fn item(kind: Kind, name: &str, spec: Value, status: Value) -> Item {
+        let key = Key::new(kind, "default", name);
+        let typed = typed_spec(kind, &spec).unwrap();
+        let object = Object { key, metadata: Metadata::default(), spec: typed, raw_spec: spec };
+        let status = serde_json::from_value(status).unwrap();
+        let found = Found::Read(Arc::new(object), Box::new(status));
+        Item { kind: kind.name().into(), namespace: "default".into(), name: name.into(), found }
+    }
+
+    #[test]
+    fn each_object_has_its_verdict_and_a_reason() {
+        use Kind::{GitRepository, HelmChart, HelmRepository, Kustomization, OCIRepository};
+        use Verdict::{Differs, NotTaken, Refused, Same};
+        let sha = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let artifact = |file: &str| {
+            json!({"artifact": {"digest": format!("sha256:{sha}"), "path": format!("ocirepository/default/a/{file}"),
+                "url": "http://h/p", "revision": format!("v1@sha256:{sha}"), "lastUpdateTime": "2026-01-01T00:00:00Z"}})
+        };
+        let (flux, larder) = (artifact(&format!("sha256:{sha}.tar.gz")), artifact(&format!("{sha}.tar.gz")));
+        let none = || json!({});
+        let oci = |more: Value| {
+            let mut spec = json!({"url": "oci://h.example/r", "interval": "1m"});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            spec
+        };
+        let chart = |source: Value| json!({"chart": "c", "interval": "1m", "sourceRef": source});
+        let applies = |more: Value| {
+            let mut spec =
+                json!({"interval": "1m", "prune": true, "sourceRef": {"kind": "OCIRepository", "name": "plain"}});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            spec
+        };
+        let from = |kind: &str, name: &str| json!({"sourceRef": {"kind": kind, "name": name}});
+        let table: Vec<(Item, Verdict, &str)> = vec![
+            (item(OCIRepository, "plain", oci(none()), none()), Same, ""),
+            (item(OCIRepository, "larders", oci(none()), larder), Same, ""),
+            (
+                item(OCIRepository, "fluxs", oci(none()), flux),
+                Differs,
+                "digest and URL change once; its revision stays \"v1@",
+            ),
+            (item(OCIRepository, "url", oci(json!({"url": "oci://h.example/r:v1"})), none()), Refused, "spec.url: "),
+            (
+                item(OCIRepository, "ref", oci(json!({"ref": {"digest": "sha256:0"}})), none()),
+                Refused,
+                "spec.ref.digest: ",
+            ),
+            (
+                item(OCIRepository, "notation", oci(json!({"verify": {"provider": "notation"}})), none()),
+                Refused,
+                "notation",
+            ),
+            (
+                item(OCIRepository, "keyless", oci(json!({"verify": {"provider": "cosign"}})), none()),
+                Refused,
+                "trustedRootSecretRef",
+            ),
+            (
+                item(
+                    OCIRepository,
+                    "keys",
+                    oci(json!({"verify": {"provider": "cosign", "secretRef": {"name": "k"}}})),
+                    none(),
+                ),
+                Same,
+                "",
+            ),
+            (
+                item(OCIRepository, "cloud", oci(json!({"provider": "none-such"})), none()),
+                Refused,
+                "spec.provider: none-such",
+            ),
+            (
+                item(OCIRepository, "named", oci(json!({"provider": "none-such", "secretRef": {"name": "s"}})), none()),
+                Same,
+                "",
+            ),
+            (
+                item(GitRepository, "git", json!({"url": "https://h/r", "interval": "1m"}), none()),
+                NotTaken,
+                "not oci://",
+            ),
+            (item(GitRepository, "git-oci", json!({"url": "oci://h.example/r", "interval": "1m"}), none()), Same, ""),
+            (item(HelmRepository, "http", json!({"url": "https://h/charts"}), none()), NotTaken, "type is not oci"),
+            (item(HelmRepository, "charts", json!({"url": "oci://h.example/charts", "type": "oci"}), none()), Same, ""),
+            (item(HelmChart, "c1", chart(json!({"kind": "HelmRepository", "name": "charts"})), none()), Same, ""),
+            (
+                item(HelmChart, "c2", chart(json!({"kind": "HelmRepository", "name": "http"})), none()),
+                NotTaken,
+                "HelmRepository's",
+            ),
+            (
+                item(HelmChart, "c3", chart(json!({"kind": "GitRepository", "name": "git"})), none()),
+                Refused,
+                "not from a GitRepository",
+            ),
+            (
+                item(HelmChart, "c4", chart(json!({"kind": "HelmRepository", "name": "gone"})), none()),
+                Refused,
+                "not found",
+            ),
+            (item(Kustomization, "k", applies(none()), none()), Same, ""),
+            (
+                item(Kustomization, "remote", applies(json!({"kubeConfig": {"secretRef": {"name": "s"}}})), none()),
+                Refused,
+                "spec.kubeConfig",
+            ),
+            (
+                item(Kustomization, "sops", applies(json!({"decryption": {"provider": "sops"}})), none()),
+                Refused,
+                "spec.decryption",
+            ),
+            (
+                item(
+                    Kustomization,
+                    "cel",
+                    applies(json!({"healthCheckExprs": [{"apiVersion": "v1", "kind": "A", "current": "true"}]})),
+                    none(),
+                ),
+                Refused,
+                "CEL",
+            ),
+            (
+                item(
+                    Kustomization,
+                    "expr",
+                    applies(json!({"dependsOn": [{"name": "k", "readyExpr": "true"}]})),
+                    none(),
+                ),
+                Refused,
+                "CEL",
+            ),
+            (
+                item(Kustomization, "ignore", applies(json!({"ignore": [{"paths": ["/spec"]}]})), none()),
+                Refused,
+                "spec.ignore",
+            ),
+            (
+                item(Kustomization, "vars", applies(json!({"postBuild": {"substitute": []}})), none()),
+                Refused,
+                "spec.postBuild",
+            ),
+            (item(Kustomization, "bucket", applies(from("Bucket", "b")), none()), NotTaken, "of kind Bucket"),
+            (item(Kustomization, "of-git", applies(from("GitRepository", "git")), none()), NotTaken, "stays Flux's"),
+            (item(Kustomization, "of-git-oci", applies(from("GitRepository", "git-oci")), none()), Same, ""),
+            (item(Kustomization, "of-none", applies(from("OCIRepository", "none")), none()), NotTaken, "is not there"),
+            (
+                Item {
+                    kind: "Bucket".into(),
+                    namespace: "default".into(),
+                    name: "b".into(),
+                    found: Found::Other(json!({})),
+                },
+                NotTaken,
+                "no such kind",
+            ),
+            (
+                Item {
+                    kind: "HelmRelease".into(),
+                    namespace: "default".into(),
+                    name: "r".into(),
+                    found: Found::Other(json!({"chartRef": {"kind": "OCIRepository", "name": "plain"}})),
+                },
+                NotTaken,
+                "takes its OCIRepository's artifact from Larder",
+            ),
+            (
+                Item {
+                    kind: "OCIRepository".into(),
+                    namespace: "default".into(),
+                    name: "torn".into(),
+                    found: Found::Unreadable("spec: wrong".into()),
+                },
+                Refused,
+                "spec: wrong",
+            ),
+        ];
+        let items: Vec<Item> = table.iter().map(|(item, ..)| item.clone()).collect();
+        for (line, (_, verdict, part)) in judge(&items).iter().zip(&table) {
+            assert_eq!(line.verdict, *verdict, "{line:?}");
+            let why = line.why.join("; ");
+            assert!(why.contains(part) && (part.is_empty() == why.is_empty()), "{line:?}");
+        }
+    }
+}
