@@ -27,6 +27,15 @@ crate::behaviours! {
         charts_come_through_both_kinds,
         events_go_to_the_notification_controller_too,
     }
+    references {
+        references_lead_where_fluxs_do,
+        certificates_come_from_secrets,
+        a_proxy_comes_from_a_secret,
+        records_are_kept_as_told_and_the_url_follows_the_host,
+        what_is_lost_on_disk_comes_back,
+        signatures_decide_what_is_published,
+        versions_of_charts_are_chosen_as_helm_does,
+    }
     kustomizations {
         the_users_documents_end_with_the_deployment,
         what_is_no_longer_there_is_pruned_and_an_empty_artifact_prunes_all,

@@ -2,6 +2,7 @@
 //! real one.
 
 pub mod kustomizations;
+pub mod references;
 pub mod replicas;
 pub mod sources;
 
