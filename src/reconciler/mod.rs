@@ -104,6 +104,8 @@ pub enum NotDone {
     Suspended,
     /// It lasted longer than `spec.timeout`.
     Timeout,
+    /// Another replica leads.
+    Elsewhere,
 }
 
 impl Reconciler {
@@ -214,6 +216,9 @@ impl Reconciler {
         };
         if object.is_suspended() {
             return Err(NotDone::Suspended);
+        }
+        if !shared.is_leading() {
+            return Err(NotDone::Elsewhere);
         }
         let pass = async {
             if key.kind != Kind::Kustomization {

@@ -167,6 +167,8 @@ pub fn a_follower_writes_nothing(api: &impl Kubernetes) {
     let larder = stage.serve(&[]);
     larder.wait("OCIRepository", NAMESPACE, "app", |_| true);
     std::thread::sleep(Duration::from_secs(3));
+    let refused = larder.reconcile("OCIRepository", NAMESPACE, "app");
+    assert_eq!(refused.status, 503, "{}", refused.text());
     assert_eq!((api.writes(), stage.registry.requests()), (Vec::new(), 0));
     api.delete(LEASE);
     stage.ready(&path_of(&source));
