@@ -428,6 +428,7 @@ impl Control for Controls {
                 NotDone::Unknown => Refusal::Unknown,
                 NotDone::Suspended => Refusal::Suspended,
                 NotDone::Timeout => Refusal::Timeout,
+                NotDone::Elsewhere => Refusal::Elsewhere,
             })?;
             self.reconciler.shown(key).await.ok_or(Refusal::Unknown)
         })

@@ -106,6 +106,22 @@ pub struct Status {
     pub inventory: Option<Inventory>,
 }
 
+impl Status {
+    /// Names Larder's artifact by the address that it has now (`advertise`, without a slash at its end); whether it had another.
+    pub fn readdress(&mut self, advertise: &str) -> bool {
+        let Some(artifact) = self.artifact.as_mut().filter(|artifact| artifact.is_larders()) else { return false };
+        let url = format!("{advertise}/{}", artifact.path);
+        if artifact.url == url {
+            return false;
+        }
+        artifact.url = url;
+        if let (Some(latest), Some((directory, _))) = (&mut self.url, artifact.path.rsplit_once('/')) {
+            *latest = format!("{advertise}/{directory}/latest.tar.gz");
+        }
+        true
+    }
+}
+
 impl Default for Status {
     fn default() -> Self {
         Self {

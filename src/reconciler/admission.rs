@@ -26,6 +26,8 @@ impl Shared {
             }
         };
         if known {
+            // Both may have changed since the last look.
+            replica::observed(self, &key, status).await;
             return false;
         }
         let (status, retained) = source::republish(self, &object, status).await;

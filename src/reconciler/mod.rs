@@ -105,6 +105,8 @@ pub enum NotDone {
     Suspended,
     /// It lasted longer than `spec.timeout`.
     Timeout,
+    /// Another replica leads.
+    Elsewhere,
 }
 
 impl Reconciler {
@@ -215,6 +217,9 @@ impl Reconciler {
         };
         if object.is_suspended() {
             return Err(NotDone::Suspended);
+        }
+        if !shared.is_leading() {
+            return Err(NotDone::Elsewhere);
         }
         let pass = async {
             if key.kind != Kind::Kustomization {

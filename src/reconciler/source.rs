@@ -143,6 +143,8 @@ async fn pass(
             })
         }
     };
+    // Another replica, or a start before this one, may have had another address.
+    status.readdress(&shared.config.advertise);
     let now = Timestamp::now();
     verdict::judge(&mut status, &object, &desired, &result, now);
     let mut events = verdict::tell(&before, &status, &desired, &result);
@@ -367,21 +369,17 @@ async fn publish_tree(shared: &Arc<Shared>, key: &Key, obtained: &Arc<Obtained>)
 /// Makes what a kept status names fetchable again after a start, under the address of this start.
 pub async fn republish(shared: &Arc<Shared>, object: &Object, mut status: Status) -> (Status, retention::Retained) {
     let key = &object.key;
-    let Some(artifact) = status.artifact.as_mut().filter(|a| a.is_larders()) else {
+    let Some(artifact) = status.artifact.as_ref().filter(|a| a.is_larders()) else {
         return (status, retention::Retained::default());
     };
     shared.published.insert(&artifact.path, artifact.digest);
     shared.published.set_latest(&artifact.path);
-    let url = format!("{}/{}", shared.config.advertise, artifact.path);
     let current = artifact.digest;
-    if artifact.url != url && shared.is_leading() {
-        artifact.url = url;
-        if let (Some(latest), Some((directory, _))) = (&mut status.url, artifact.path.rsplit_once('/')) {
-            *latest = format!("{}/{directory}/latest.tar.gz", shared.config.advertise);
-        }
-        if let Err(error) = shared.backend.patch_status(key, &status).await {
-            tracing::error!(%key, %error, "cannot keep the status");
-        }
+    if shared.is_leading()
+        && status.readdress(&shared.config.advertise)
+        && let Err(error) = shared.backend.patch_status(key, &status).await
+    {
+        tracing::error!(%key, %error, "cannot keep the status");
     }
     let retained = retention::Retained::found(shared, key, &current).await;
     (status, retained)

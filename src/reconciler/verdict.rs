@@ -43,7 +43,6 @@ pub fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &R
         }
         Err(failure) => {
             clear_failures(conditions, failure.condition);
-            conditions.delete(kinds::STALLED);
             let mut message = failure.message.clone();
             match &status.artifact {
                 Some(artifact) => {
@@ -59,6 +58,7 @@ pub fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &R
                 conditions.set(kinds::STALLED, ConditionStatus::True, failure.reason, &message, generation, now);
                 status.observed_generation = generation;
             } else {
+                conditions.delete(kinds::STALLED);
                 will_be_tried_again(conditions, generation, now);
             }
             verification::set_failed(conditions, failure.condition, failure.reason, &message, generation, now);

@@ -62,6 +62,8 @@ pub enum Refusal {
     Suspended,
     /// 504
     Timeout,
+    /// 503
+    Elsewhere,
 }
 
 /// Below this many bytes a body is not worth compressing: it fits one packet.
@@ -178,6 +180,12 @@ impl Admin {
                     Err(Refusal::Suspended) => {
                         refuse(StatusCode::CONFLICT, Class::Client, "is suspended: set spec.suspend to false first")
                     }
+                    Err(Refusal::Elsewhere) => refuse(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        Class::Net,
+                        "is reconciled by another replica, which leads: ask that one, or annotate the object with \
+                         reconcile.fluxcd.io/requestedAt",
+                    ),
                     Err(Refusal::Timeout) => {
                         refuse(StatusCode::GATEWAY_TIMEOUT, Class::Net, "was not reconciled within its spec.timeout")
                     }

@@ -99,7 +99,7 @@ struct Inner {
     missing: AtomicUsize,
     leadership: channel::Receiver<Leadership>,
     events: EventSink,
-    references: Mutex<HashMap<(Reference, String, String), (Instant, Content)>>,
+    references: Mutex<References>,
 }
 
 #[derive(Default)]
@@ -107,6 +107,9 @@ struct State {
     objects: BTreeMap<Key, Known>,
     errors: BTreeMap<Key, DocumentError>,
 }
+
+/// What was read a moment ago: kind, namespace, name; when, what.
+type References = HashMap<(Reference, String, String), (Instant, Content)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Reference {

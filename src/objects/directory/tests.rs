@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::sync::mpsc::Receiver;
 
 use super::*;
-use crate::objects::{Artifact, ConditionStatus, Conditions, Wanted, as_source};
+use crate::objects::{Artifact, ConditionStatus, Conditions, Spec, Wanted, as_source};
 
 /// A directory of objects and a data directory, with what a test does to them.
 struct Bench {
@@ -89,6 +89,7 @@ fn name(change: &Change) -> String {
         Change::Applied(object, status) => {
             format!("+{} {} {}", object.key, object.metadata.generation, status.observed_generation)
         }
+        Change::Observed(key, _) => format!("={key}"),
         Change::Deleted(key) => format!("-{key}"),
         Change::Dependency(namespace, name) => format!("~{namespace}/{name}"),
         Change::Synced => "synced".into(),

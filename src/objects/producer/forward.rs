@@ -49,8 +49,10 @@ fn applied(inner: &Inner, object: &Object, mut status: Status) -> Status {
     let mut state = inner.state();
     let uid = object.metadata.uid.clone();
     let going = object.metadata.deletion_timestamp.is_some();
-    let known = state.sources.get(key).filter(|source| source.uid == uid);
-    if known.is_none() {
+    if let Some(known) = state.sources.get(key).filter(|source| source.uid == uid) {
+        // What was taken over or kept since the backend told of the object.
+        status = known.status.clone();
+    } else {
         if let Some(digest) = status.artifact.as_ref().map(|a| a.digest) {
             state.assumed.insert(key.clone(), digest);
         }

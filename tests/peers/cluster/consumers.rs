@@ -1,6 +1,6 @@
 //! Flux's own kustomize-controller and helm-controller, outside of the cluster, against the artifacts that Larder serves.
 //!
-//! Larder reconciles documents here; their objects and statuses are put into the cluster as they are.
+//! Larder reconciles the sources of the cluster; everything is applied by Flux.
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use crate::{
     cluster::env::{Cluster, Program, has, need_cluster},
     docker_registry::Artifact,
-    documents::{NAMESPACE, World, helm_chart, helm_repository, kustomization},
+    documents::{NAMESPACE, World, helm_repository, kustomization},
     need::need,
     support::{
         announce, corpus, eventually,
@@ -52,26 +52,21 @@ impl Stage {
         Self { world: World::new(), cluster, _root: root }
     }
 
-    /// Puts Larder's object, with its status, into the cluster.
-    fn publish(&self, larder: &Larder, kind: &str, plural: &str, name: &str) -> Value {
-        let object = larder.wait_ready(kind, NAMESPACE, name);
-        let path = format!("{SOURCES}/{plural}/{name}");
-        if self.cluster.object(&path).is_none() {
-            let metadata = json!({ "name": name, "namespace": NAMESPACE });
-            self.cluster.create(
-                &format!("{SOURCES}/{plural}"),
-                &json!({ "apiVersion": object["apiVersion"], "kind": kind, "metadata": metadata, "spec": object["spec"] }),
-            );
-        }
-        let answer = self.cluster.send(
-            "PATCH",
-            &format!("{path}/status"),
-            "application/merge-patch+json",
-            &json!({ "status": object["status"] }),
-        );
-        assert_eq!(answer.status, 200, "the cluster's schema refuses Larder's status: {}", answer.text());
-        assert_eq!(answer.json()["status"], object["status"], "nothing of the status is pruned");
-        object
+    /// A Larder that reconciles the cluster's sources; Flux's controllers apply.
+    fn larder(&self, flags: &[&str]) -> Larder {
+        let config = self.cluster.kubeconfig("larder").display().to_string();
+        let mut all = vec!["--kubernetes", "--watch-kind", "OCIRepository,GitRepository,HelmRepository,HelmChart"];
+        all.extend_from_slice(flags);
+        let environment = [("KUBECONFIG", config.as_str()), ("POD_NAMESPACE", "flux-system")];
+        Larder::start_with(self.world.path(), &all, &environment)
+    }
+
+    /// Creates a source and waits until Larder has made its artifact; its path.
+    fn source(&self, plural: &str, object: &Value) -> String {
+        self.cluster.create(&format!("{SOURCES}/{plural}"), object);
+        let path = format!("{SOURCES}/{plural}/{}", text(object, "/metadata/name"));
+        self.cluster.wait(&path, is_ready);
+        path
     }
 
     /// Waits until what a controller of Flux reconciles is Ready.
@@ -109,13 +104,10 @@ fn kustomize_controller_applies_podinfo_from_both_kinds_of_source() {
     let Some([old, new]) = podinfo().filter(|_| has("kustomize-controller")) else { return };
     let stage = Stage::new();
     let first = stage.world.registry.push_files("podinfo", "latest", &old);
-    stage.world.write(&[
-        stage.world.oci_repository("podinfo", "podinfo", json!({})),
-        stage.world.git_repository("podinfo-git", "podinfo", json!({ "ref": { "tag": "latest" } })),
-    ]);
-    let larder = stage.world.serve(&["--insecure-registry", &stage.world.host()]);
-    stage.publish(&larder, "OCIRepository", "ocirepositories", "podinfo");
-    stage.publish(&larder, "GitRepository", "gitrepositories", "podinfo-git");
+    let larder = stage.larder(&["--insecure-registry", &stage.world.host()]);
+    let source = stage.source("ocirepositories", &stage.world.oci_repository("podinfo", "podinfo", json!({})));
+    let git = json!({ "ref": { "tag": "latest" } });
+    stage.source("gitrepositories", &stage.world.git_repository("podinfo-git", "podinfo", git));
     let _controller = stage.controller("kustomize-controller", &larder);
 
     let spec = json!({ "path": "./kustomize", "targetNamespace": "default" });
@@ -129,8 +121,8 @@ fn kustomize_controller_applies_podinfo_from_both_kinds_of_source() {
     let before = image(&deployment).to_owned();
 
     let second = stage.world.registry.push_files("podinfo", "latest", &new);
-    larder.reconcile("OCIRepository", NAMESPACE, "podinfo");
-    stage.publish(&larder, "OCIRepository", "ocirepositories", "podinfo");
+    let asked = json!({ "metadata": { "annotations": { "reconcile.fluxcd.io/requestedAt": "now" } } });
+    stage.cluster.patch(&source, &asked);
     let revision = format!("latest@{}", second.digest);
     stage.ready(&path, "kustomize-controller", |object| object["status"]["lastAppliedRevision"] == revision);
     let deployment = stage.cluster.object(&format!("{DEPLOYMENTS}/podinfo")).expect("applied");
@@ -179,11 +171,9 @@ fn helm_controller_installs_podinfo_from_an_oci_repository_and_from_a_helm_chart
     layer["spec"]["layerSelector"] =
         json!({ "mediaType": "application/vnd.cncf.helm.chart.content.v1.tar+gzip", "operation": "copy" });
     let repository = helm_repository("charts", &charts, json!({ "insecure": true }));
-    let chart = helm_chart("default-by-chart", "charts", "podinfo", &second);
-    stage.world.write(&[whole, layer, repository.clone(), chart]);
-    let larder = stage.world.serve(&[]);
-    stage.publish(&larder, "OCIRepository", "ocirepositories", "whole");
-    stage.publish(&larder, "OCIRepository", "ocirepositories", "layer");
+    let larder = stage.larder(&[]);
+    stage.source("ocirepositories", &whole);
+    stage.source("ocirepositories", &layer);
     stage.cluster.create(&format!("{SOURCES}/helmrepositories"), &repository);
     let _controller = stage.controller("helm-controller", &larder);
 
@@ -211,9 +201,8 @@ fn helm_controller_installs_podinfo_from_an_oci_repository_and_from_a_helm_chart
     let reference = json!({ "kind": "HelmRepository", "name": "charts" });
     let spec = json!({ "chart": { "spec": { "chart": "podinfo", "version": second, "sourceRef": reference } } });
     let path = release("by-chart", spec);
-    // The controller makes the HelmChart; Larder has the same one.
-    stage.cluster.wait(&format!("{SOURCES}/helmcharts/default-by-chart"), |_| true);
-    stage.publish(&larder, "HelmChart", "helmcharts", "default-by-chart");
+    // The controller makes the HelmChart, and Larder its artifact.
+    stage.cluster.wait(&format!("{SOURCES}/helmcharts/default-by-chart"), is_ready);
     installed(&path, &second);
     let deployment = stage.cluster.wait(&format!("{DEPLOYMENTS}/by-chart-podinfo"), |_| true);
     assert!(image(&deployment).ends_with(&second), "{}", image(&deployment));

@@ -3,6 +3,7 @@
 
 pub mod kustomizations;
 pub mod producer;
+pub mod references;
 pub mod replicas;
 pub mod sources;
 
@@ -267,6 +268,61 @@ impl<'a, K: Kubernetes> Stage<'a, K> {
 /// Makes a test of each behaviour: `$api` is what makes an API server, or ends the test.
 #[macro_export]
 macro_rules! behaviours {
+    ($api:expr) => {
+        $crate::behaviours! { $api;
+            sources {
+                a_first_pass_costs_three_writes_and_one_without_a_change_none,
+                a_request_is_honoured_and_a_new_revision_told,
+                a_new_generation_is_observed_and_ignore_rules_make_another_artifact,
+                what_is_deleted_goes_with_its_artifact_also_suspended,
+                what_is_not_larders_is_left_strictly_alone,
+                a_git_repository_with_an_oci_url_is_a_source,
+                secrets_are_read_by_name_and_what_they_lack_is_told,
+                a_service_accounts_pull_secrets_count,
+                a_failure_takes_nothing_away_and_its_end_is_told,
+                a_spec_that_cannot_be_stalls_and_costs_no_request,
+                a_pass_that_lasts_says_so_meanwhile,
+                what_flux_stored_is_taken_over_in_one_write,
+                charts_come_through_both_kinds,
+                events_go_to_the_notification_controller_too,
+            }
+            references {
+                references_lead_where_fluxs_do,
+                certificates_come_from_secrets,
+                a_proxy_comes_from_a_secret,
+                records_are_kept_as_told_and_the_url_follows_the_host,
+                what_is_lost_on_disk_comes_back,
+                signatures_decide_what_is_published,
+                versions_of_charts_are_chosen_as_helm_does,
+            }
+            kustomizations {
+                the_users_documents_end_with_the_deployment,
+                what_is_no_longer_there_is_pruned_and_an_empty_artifact_prunes_all,
+                an_edit_is_undone_within_an_interval_and_looking_is_cheap,
+                sources_and_dependencies_are_waited_for,
+                variables_come_from_the_spec_config_maps_and_secrets,
+                other_namespaces_can_be_forbidden,
+                what_is_suspended_rests_and_its_objects_stay_when_it_is_deleted,
+                what_another_owns_or_opts_out_is_kept,
+            }
+            producer {
+                files_are_published_in_two_writes_and_without_a_change_in_none,
+                what_goes_from_the_files_goes_from_the_cluster_also_while_larder_is_down,
+                labelled_objects_are_only_read,
+                a_namespace_that_is_missing_is_told_and_waited_for,
+                sources_of_two_kinds_with_one_name_have_two,
+                a_failure_is_told_with_a_producers_reason_and_takes_nothing_away,
+                what_others_change_is_put_right_and_what_is_not_larders_is_left_alone,
+                replicas_that_publish_have_one_leader_and_all_serve,
+            }
+            replicas {
+                every_replica_serves_and_the_second_leads_when_the_first_is_killed,
+                a_replica_without_a_leader_to_ask_makes_the_artifact_from_the_registry,
+                an_update_of_all_replicas_leaves_nobody_without_an_artifact,
+                a_follower_writes_nothing,
+            }
+        }
+    };
     ($api:expr; $($module:ident { $($name:ident),* $(,)? })*) => {$(
         mod $module {
             use super::*;
