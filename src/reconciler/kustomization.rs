@@ -29,7 +29,7 @@ use crate::{
         condition::{ConditionStatus, Conditions, kinds},
     },
 };
-pub use build::rendered_file;
+pub use build::{Folders, rendered_file};
 pub use cluster::finalize;
 
 /// How soon a missing source or dependency is looked for again (`--requeue-dependency`).

@@ -71,6 +71,7 @@ pub struct Shared {
     /// Whether everything that statuses named at the start is here, or was tried for.
     filled: watch::Sender<bool>,
     builds: Flight<source::BuildKey, Result<Arc<source::Obtained>, Arc<failure::Failure>>>,
+    folders: kustomization::Folders,
     probes: Probes,
 }
 
@@ -132,6 +133,7 @@ impl Reconciler {
             hosts: Mutex::default(),
             synced: watch::Sender::new(false),
             builds: Flight::default(),
+            folders: kustomization::Folders::default(),
         });
         let mut changes = shared.backend.changes();
         loop {
