@@ -324,7 +324,8 @@ fn kustomizations(options: &Options, table: &mut Table, folder: &Path, registry:
     row("… CPU of the controllers", Unit::Seconds, "cpu", Target::None);
     row("… API calls an object", Unit::Each, "calls", Target::None);
     row("… no-change passes over all, asked for at once", Unit::Seconds, "idle", Target::AtMost(5.0));
-    row("… API calls an object in it", Unit::Each, "idle calls", Target::None);
+    row("… API calls an object in it", Unit::Each, "idle calls", Target::AtMost(0.1));
+    row("… API writes in it", Unit::Count, "idle writes", Target::AtMost(0.0));
     row("… API calls an object in an interval without a change", Unit::Each, "interval calls", Target::AtMost(0.1));
     row("… CPU of an interval of 120 s", Unit::Seconds, "interval cpu", Target::None);
     row("… a source changes one object: request to its 100 Ready", Unit::Seconds, "change", Target::None);
@@ -356,6 +357,7 @@ fn larder_kustomizations(
     let calls = server.calls(since);
     eprintln!("  Larder's no-change passes at once: {}", counted(&calls));
     measured.add("idle calls", per_object(calls.len() as f64));
+    measured.add("idle writes", writes(&calls));
 
     let (since, cpu, begin) = (server.now(), cpu_seconds(daemon.pid()), Instant::now());
     passes(&daemon, "Kustomization", OBJECTS);
