@@ -10,7 +10,10 @@
 //! Two that are compared take turns; a figure is the median of its turns, a ratio the median of the turns' ratios, so what
 //! else the machine does meanwhile meets both. `LARDER_BIN` names another build of the daemon to measure.
 
+#[path = "../support/api_server.rs"]
+mod api_server;
 mod build;
+mod cluster;
 #[path = "../support/containerd.rs"]
 mod containerd;
 mod guarded;
@@ -41,9 +44,10 @@ use table::Table;
 
 type Group = (&'static str, fn(&Options, &mut Table));
 
-const GROUPS: [Group; 11] = [
+const GROUPS: [Group; 12] = [
     ("serve", serve::run),
     ("objects", objects::run),
+    ("cluster", cluster::run),
     ("build", build::run),
     ("image", image::run),
     ("versions", versions::run),

@@ -50,6 +50,8 @@ pub enum Unit {
     Bytes,
     /// A plain number.
     Count,
+    /// How many there are of one thing for each of another.
+    Each,
 }
 
 impl Unit {
@@ -63,6 +65,7 @@ impl Unit {
             Self::Mebibytes => format!("{figure:.1} MiB"),
             Self::Bytes => format!("{figure:.0} B"),
             Self::Count => format!("{figure:.0}"),
+            Self::Each => format!("{figure:.2}"),
         }
     }
 }

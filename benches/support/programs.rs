@@ -89,15 +89,27 @@ impl Daemon {
     /// The same, with a configuration file.
     pub fn start_with(data: &Path, objects: Option<&Path>, config: Option<&Path>) -> Self {
         let mut command = Command::new(larder());
-        command.arg("serve").arg("--data").arg(data);
-        for listener in ["--registry-listen", "--artifact-listen", "--admin-listen"] {
-            command.args([listener, "127.0.0.1:0"]);
-        }
+        command.arg("serve");
         if let Some(objects) = objects {
             command.arg("--objects").arg(objects);
         }
         if let Some(config) = config {
             command.arg("--config").arg(config);
+        }
+        Self::launch(command, data)
+    }
+
+    /// The same on a cluster.
+    pub fn start_on(data: &Path, kubeconfig: &Path) -> Self {
+        let mut command = Command::new(larder());
+        command.arg("serve").arg("--kubernetes").env("KUBECONFIG", kubeconfig);
+        Self::launch(command, data)
+    }
+
+    fn launch(mut command: Command, data: &Path) -> Self {
+        command.arg("--data").arg(data);
+        for listener in ["--registry-listen", "--artifact-listen", "--admin-listen"] {
+            command.args([listener, "127.0.0.1:0"]);
         }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log"));
         command.stdout(Stdio::piped()).stderr(log.expect("a log"));

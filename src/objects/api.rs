@@ -12,7 +12,7 @@ use crate::class::Class;
 
 /// How many calls are under way at once.
 const CONCURRENCY: usize = 32;
-/// How long a call may take: as long as an API server itself gives a request.
+/// How long a call may take, once it is its turn: as long as an API server itself gives a request.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a call is made that fails for a while.
 const ATTEMPTS: u32 = 4;
@@ -178,8 +178,9 @@ impl Calls {
             request = request.header("Impersonate-User", &**user);
         }
         let request = request.body(Body::from(body.to_vec())).map_err(|e| CallError::Unreadable(e.into()))?;
+        // Who waits in a long line has not failed.
+        let Ok(_permit) = self.permits.acquire().await else { unreachable!("the semaphore is never closed") };
         let exchange = async {
-            let Ok(_permit) = self.permits.acquire().await else { unreachable!("the semaphore is never closed") };
             let response = self.client.send(request).await.map_err(|e| CallError::Away(e.into()))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(CallError::Away)?;

@@ -29,11 +29,13 @@ use crate::{
         condition::{ConditionStatus, Conditions, kinds},
     },
 };
-pub use build::rendered_file;
+pub use build::{Folders, rendered_file};
 pub use cluster::finalize;
 
 /// How soon a missing source or dependency is looked for again (`--requeue-dependency`).
 const REQUEUE_DEPENDENCY: Duration = Duration::from_secs(30);
+/// How long a first pass waits for a source that is on its way.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How soon a pass follows one that was given up.
 const AFTER_CANCEL: Duration = Duration::from_secs(1);
 /// The shortest default timeout, and what the default leaves of the interval.
@@ -105,6 +107,14 @@ fn takes_from(object: &Object, spec: &KustomizationSpec, key: &Key) -> bool {
 async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<Option<oneshot::Sender<()>>>) {
     shared.synced().await;
     let mut waiters = Vec::new();
+    if awaits_source(&shared, &key) {
+        // Its artifact wakes. Sources come first then, and nobody has to read of a wait that is over in a moment.
+        match tokio::time::timeout(PATIENCE, wakes.recv()).await {
+            Ok(Some(waiter)) => waiters.extend(waiter),
+            Ok(None) => return,
+            Err(_) => {}
+        }
+    }
     loop {
         while let Ok(wake) = wakes.try_recv() {
             waiters.extend(wake);
@@ -122,6 +132,18 @@ async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<O
             () = shared.shutdown.wait() => return,
         }
     }
+}
+
+/// Whether the source is there, has no artifact yet, and nothing is known to be wrong with it.
+fn awaits_source(shared: &Shared, key: &Key) -> bool {
+    let state = shared.lock();
+    let Some(object) = state.objects.get(key).map(|entry| &entry.object) else { return false };
+    let Spec::Kustomization(spec) = &object.spec else { return false };
+    let on_its_way = |e: &super::Entry| {
+        let ready = e.status.conditions.find(kinds::READY);
+        e.status.artifact.is_none() && ready.is_none_or(|c| c.status == ConditionStatus::Unknown)
+    };
+    state.objects.get(&source_key(object, spec)).is_some_and(|e| !e.object.is_suspended() && on_its_way(e))
 }
 
 /// What is to be brought up.

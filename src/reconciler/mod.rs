@@ -72,6 +72,7 @@ pub struct Shared {
     /// Whether everything that statuses named at the start is here, or was tried for.
     filled: watch::Sender<bool>,
     builds: Flight<source::BuildKey, Result<Arc<source::Obtained>, Arc<failure::Failure>>>,
+    folders: kustomization::Folders,
     probes: Probes,
 }
 
@@ -135,6 +136,7 @@ impl Reconciler {
             hosts: Mutex::default(),
             synced: watch::Sender::new(false),
             builds: Flight::default(),
+            folders: kustomization::Folders::default(),
         });
         let mut changes = shared.backend.changes();
         loop {

@@ -142,7 +142,7 @@ impl Api {
             let path = format!("{}?labelSelector={}&limit={PAGE}{token}", of.collection(namespace), segment(label));
             let (_, body) = self.0.call(&Method::GET, &path, who, &[(header::ACCEPT, METADATA_LIST)], &[]).await?;
             let page: Page = read(&body)?;
-            page.items.into_iter().for_each(|partial| each(partial.metadata));
+            page.items.into_iter().flatten().for_each(|partial| each(partial.metadata));
             match page.metadata.r#continue {
                 Some(next) if !next.is_empty() => token = format!("&continue={}", segment(&next)),
                 _ => return Ok(()),
@@ -214,8 +214,8 @@ struct Partial {
 struct Page {
     #[serde(default)]
     metadata: PageMetadata,
-    #[serde(default)]
-    items: Vec<Partial>,
+    /// `null` where nothing of a page has the label: the last of several often is such a one.
+    items: Option<Vec<Partial>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -227,6 +227,19 @@ struct PageMetadata {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_may_hold_nothing() {
+        for (text, items) in [
+            (r#"{"metadata": {"resourceVersion": "7"}, "items": null}"#, 0),
+            (r#"{"metadata": {}, "items": []}"#, 0),
+            (r#"{"metadata": {"continue": "x"}}"#, 0),
+            (r#"{"metadata": {}, "items": [{"metadata": {"name": "a"}}]}"#, 1),
+        ] {
+            let page: Page = read(text.as_bytes()).unwrap();
+            assert_eq!(page.items.into_iter().flatten().count(), items, "{text}");
+        }
+    }
 
     #[test]
     fn paths_are_those_of_the_api() {

@@ -1,14 +1,16 @@
 //! What a Kustomization's source holds, rendered: to a file where there is no cluster.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::{Blocked, Wanted, timeout};
 use crate::{
@@ -55,34 +57,71 @@ async fn build<T: Send + 'static>(
 ) -> Result<T, Blocked> {
     let (of, variables) = (Arc::clone(wanted.object), wanted.variables.clone());
     let rendering = shared.config.rendering.clone();
-    let (store, digest, caps) = (shared.puller.store().clone(), wanted.artifact.digest, shared.config.caps);
+    let (store, digest) = (shared.puller.store().clone(), wanted.artifact.digest);
     let (limit, late) = (timeout(wanted.spec), Arc::new(AtomicBool::new(false)));
     let too_late = Arc::clone(&late);
-    let work = blocking::io(move || {
-        let Spec::Kustomization(spec) = &of.spec else { unreachable!("only Kustomizations come here") };
-        // Out of the verified blob: the published tree is for others to read, and nobody hashes it first.
-        let folder = unpack(&store, &digest, caps)?;
-        let request = render::Request {
-            name: &of.key.name,
-            namespace: &of.key.namespace,
-            spec,
-            root: folder.path().to_path_buf(),
-            variables: variables.as_ref(),
-            scratch: store.root().join("spool"),
-            program: rendering.program,
-            search: rendering.search,
-            launcher: rendering.launcher,
-        };
-        render(&request, &|| !too_late.load(Ordering::SeqCst))
-    });
+    let work = async {
+        let folder = shared.folders.get(&store, digest, shared.config.caps).await?;
+        let scratch = store.root().join("spool");
+        let rendered = blocking::io(move || {
+            let Spec::Kustomization(spec) = &of.spec else { unreachable!("only Kustomizations come here") };
+            if too_late.load(Ordering::SeqCst) {
+                // Nobody waits for it any more, and others wait for the thread.
+                return Err(Blocked::Timeout(limit));
+            }
+            let request = render::Request {
+                name: &of.key.name,
+                namespace: &of.key.namespace,
+                spec,
+                root: folder.path().to_path_buf(),
+                variables: variables.as_ref(),
+                scratch,
+                program: rendering.program,
+                search: rendering.search,
+                launcher: rendering.launcher,
+            };
+            render(&request, &|| !too_late.load(Ordering::SeqCst))
+        });
+        rendered.await
+    };
     tokio::time::timeout(limit, work).await.map_err(|_| {
         late.store(true, Ordering::SeqCst);
         Blocked::Timeout(limit)
     })?
 }
 
-/// The artifact's contents in a folder of their own, which goes with the value.
-fn unpack(store: &Store, digest: &Digest, caps: Caps) -> Result<tempfile::TempDir, Blocked> {
+type Slot = Arc<tokio::sync::Mutex<Weak<TempDir>>>;
+
+/// Artifacts that are unpacked to be rendered. Those who render the same one at a time share its folder, which goes with the
+/// last of them: a new artifact wakes all Kustomizations of its source at once, and to write all of its files for each of them
+/// is more work than everything else.
+#[derive(Default)]
+pub struct Folders(Mutex<HashMap<Digest, Slot>>);
+
+impl Folders {
+    async fn get(&self, store: &Store, digest: Digest, caps: Caps) -> Result<Arc<TempDir>, Blocked> {
+        let slot = {
+            let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let in_use = |slot: &Slot| {
+                Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|folder| folder.strong_count() > 0)
+            };
+            slots.retain(|_, slot| in_use(slot));
+            Arc::clone(slots.entry(digest).or_default())
+        };
+        let mut shared = slot.lock().await;
+        if let Some(folder) = shared.upgrade() {
+            return Ok(folder);
+        }
+        let store = store.clone();
+        let folder = Arc::new(blocking::io(move || unpack(&store, &digest, caps)).await?);
+        *shared = Arc::downgrade(&folder);
+        Ok(folder)
+    }
+}
+
+/// The artifact's contents in a folder, which goes with the value. Out of the verified blob: the published tree is for others
+/// to read, and nobody hashes it first.
+fn unpack(store: &Store, digest: &Digest, caps: Caps) -> Result<TempDir, Blocked> {
     let gone = || Blocked::Waiting { reason: "ArtifactFailed", message: format!("artifact {digest} is not held now") };
     let blob = store.get(digest).map_err(|e| Blocked::Artifact(e.into()))?.ok_or_else(gone)?;
     let unpacked = build::unpack(&[blob], false, Ignoring::Nothing, caps, Some(store));
