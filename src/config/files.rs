@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Config, ConfigError, ConfigErrors};
 use crate::{
     class::chain,
-    mirror,
+    mirror::UpstreamConfig,
     server::{Tls, registry::access, tls},
 };
 
@@ -22,7 +22,11 @@ pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
         if let Some(Err(error)) = upstream.ca.as_deref().map(tls::authorities) {
             found.push(format!("{}: {}", of("ca"), chain(&error)));
         }
-        if let Some(Err(error)) = upstream.credentials.as_deref().map(mirror::check_credentials) {
+        // A host that is none is told with the settings.
+        let Ok(host) = upstream.host.to_string().parse() else { continue };
+        let credentials = upstream.credentials.clone();
+        let mirrored = UpstreamConfig { credentials, ..UpstreamConfig::new(host, upstream.url.clone()) };
+        if let Err(error) = mirrored.check_credentials() {
             found.push(format!("{}: {}", of("credentials"), chain(&error)));
         }
     }

@@ -225,7 +225,8 @@ fn every_file_that_is_named_is_opened_and_each_that_is_of_no_use_is_told() {
     let made = rcgen::generate_simple_self_signed(vec!["a".to_owned()]).unwrap();
     write("cert", &made.cert.pem());
     write("key", &made.signing_key.serialize_pem());
-    write("docker", "{}");
+    write("docker", r#"{"auths":{"a.b":{"username":"u","password":"p"}}}"#);
+    write("others", r#"{"auths":{"c.d":{"username":"u","password":"hunter2"}}}"#);
     write("token", "secret\n");
     write("users", "u:$2y$05$abcdefghijklmnopqrstuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuu\n");
     write("bad", "u:hunter2\n");
@@ -258,6 +259,7 @@ fn every_file_that_is_named_is_opened_and_each_that_is_of_no_use_is_told() {
                 "adminTokenFile",
             ][..],
         ),
+        (yaml("cert", "users", "others", "token"), &["have no entry under auths for a.b"]),
         (yaml("bad", "bad", "bad", "token"), &["line 1", "registry.tls: ", "a.b: ca: ", "a.b: credentials: "]),
     ] {
         let errors = check_files(&check(&yaml).unwrap()).unwrap_err();

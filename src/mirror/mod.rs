@@ -47,7 +47,7 @@ pub use self::{
     operate::{OperateError, Platforms, Prefetched},
     outcome::{CacheStatus, Miss},
     reader::Caller,
-    upstream::{CredentialsError, Mode, Upstream, UpstreamConfig, UpstreamError, check_credentials},
+    upstream::{CredentialsError, Mode, Upstream, UpstreamConfig, UpstreamError},
 };
 use self::{
     manifests::Fetched,

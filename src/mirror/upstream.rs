@@ -44,7 +44,7 @@ pub struct UpstreamConfig {
     pub url: Option<String>,
     /// Who may read.
     pub mode: Mode,
-    /// A Docker config with the credential of mode shared.
+    /// A Docker config with the credential of mode shared: under the registry's name, else under that in the URL.
     pub credentials: Option<PathBuf>,
     /// Further certificate authorities, PEM.
     pub ca: Option<Arc<str>>,
@@ -83,6 +83,20 @@ impl UpstreamConfig {
     pub fn check(&self) -> Result<(), UpstreamError> {
         Upstream::new(0, self.clone()).map(drop)
     }
+
+    /// Whether the file of mode shared has a credential for this upstream, by whichever of its names. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It cannot be read, is no Docker configuration, or has no entry for it.
+    pub fn check_credentials(&self) -> Result<(), CredentialsError> {
+        let Some(path) = &self.credentials else { return Ok(()) };
+        let (_, config) = read_credentials(path, None)?;
+        let at = self.url.as_deref().and_then(parse_url).map(|(_, at)| at).filter(|at| *at != self.registry);
+        if config.names(&self.registry) || at.as_ref().is_some_and(|at| config.names(at)) {
+            return Ok(());
+        }
+        Err(CredentialsError::NoEntry { path: path.clone(), host: self.registry.clone(), at })
+    }
 }
 
 /// Why an upstream cannot be used.
@@ -120,6 +134,8 @@ pub struct Upstream {
     /// The same as a header.
     namespace: HeaderValue,
     transport: Transport,
+    /// The host that the URL names.
+    at: Option<Registry>,
     shared: Option<SharedCredentials>,
     pub(super) health: Health,
 }
@@ -146,7 +162,7 @@ impl Upstream {
             }
         };
         let loopback = at.as_ref().unwrap_or(registry).is_loopback_literal();
-        let elsewhere = at.map(|at| at.api_authority()).filter(|at| *at != registry.api_authority());
+        let elsewhere = at.as_ref().map(Registry::api_authority).filter(|at| *at != registry.api_authority());
         let transport = Transport {
             ca: config.ca.clone(),
             plain_http,
@@ -162,6 +178,7 @@ impl Upstream {
             namespace: HeaderValue::try_from(registry.to_string()).unwrap_or(HeaderValue::from_static("")),
             shared: config.credentials.clone().map(SharedCredentials::new),
             transport,
+            at,
             health: Health::default(),
             config,
         })
@@ -240,10 +257,12 @@ impl Upstream {
 
     /// The operator's credential for a repository.
     pub(super) async fn shared_credentials(&self, repository: &Repository) -> Result<Credentials, CredentialsError> {
-        match &self.shared {
-            Some(shared) => Ok(shared.read().await?.lookup(&self.config.registry, repository)),
-            None => Ok(Credentials::Anonymous),
-        }
+        let Some(shared) = &self.shared else { return Ok(Credentials::Anonymous) };
+        let config = shared.read().await?;
+        Ok(match (config.lookup(&self.config.registry, repository), &self.at) {
+            (Credentials::Anonymous, Some(at)) => config.lookup(at, repository),
+            (found, _) => found,
+        })
     }
 }
 
@@ -277,6 +296,19 @@ pub enum CredentialsError {
         #[source]
         source: DockerConfigError,
     },
+    /// None of its entries is for the upstream: it would be asked as nobody.
+    #[error(
+        "the credentials of mode shared in {path} have no entry under auths for {host}{}",
+        .at.as_ref().map_or_else(String::new, |at| format!(", nor for {at}"))
+    )]
+    NoEntry {
+        /// Where.
+        path: PathBuf,
+        /// The upstream's name.
+        host: Registry,
+        /// The host that its URL names, if that is another.
+        at: Option<Registry>,
+    },
 }
 
 /// A Docker config that is read again when its file changes.
@@ -301,14 +333,6 @@ impl SharedCredentials {
         *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some(read.clone());
         Ok(read.1)
     }
-}
-
-/// Whether a file can be the credentials of mode shared. Blocks on the disk.
-///
-/// # Errors
-/// It cannot be read, or is no Docker configuration.
-pub fn check_credentials(path: &Path) -> Result<(), CredentialsError> {
-    read_credentials(path, None).map(drop)
 }
 
 fn read_credentials(
@@ -460,6 +484,47 @@ mod tests {
         assert!(!health.is_failing());
         health.failed(now);
         assert!(health.may_probe(now - 3_600_000), "the clock was set back");
+    }
+
+    #[tokio::test]
+    async fn a_shared_credential_is_found_by_the_name_and_else_by_the_urls() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("config.json");
+        let entry = |key: &str, user: &str| format!(r#""{key}":{{"username":"{user}","password":"p"}}"#);
+        let (host, at) = (entry("shared.test", "host"), entry("http://127.0.0.1:15500", "at"));
+        let url = Some("http://127.0.0.1:15500");
+        let nor = "for shared.test, nor for 127.0.0.1:15500";
+        for (url, entries, found) in [
+            (url, format!("{host},{at}"), Ok("host")),
+            (url, at.clone(), Ok("at")),
+            (url, entry("127.0.0.1:15500/team", "at"), Ok("at")),
+            (url, format!("{},{at}", entry("shared.test/other", "host")), Ok("at")),
+            (url, String::new(), Err(nor)),
+            (url, entry("127.0.0.1", "at"), Err(nor)),
+            (url, r#""shared.test":{}"#.into(), Err(nor)),
+            (None, at, Err("for shared.test")),
+            (Some("https://shared.test"), String::new(), Err("for shared.test")),
+        ] {
+            std::fs::write(&path, format!(r#"{{"auths":{{{entries}}}}}"#)).unwrap();
+            let config = UpstreamConfig {
+                mode: Mode::Shared,
+                credentials: Some(path.clone()),
+                ..UpstreamConfig::new("shared.test".parse().unwrap(), url.map(Into::into))
+            };
+            let checked = config.check_credentials().map_err(|error| error.to_string());
+            let upstream = Upstream::new(0, config).unwrap();
+            let got = upstream.shared_credentials(&"team/a".parse().unwrap()).await.unwrap();
+            match (found, got) {
+                (Ok(user), Credentials::Basic { username, .. }) => {
+                    assert_eq!((checked, username.as_str()), (Ok(()), user), "{entries}");
+                }
+                (Err(end), Credentials::Anonymous) => {
+                    let said = checked.unwrap_err();
+                    assert!(said.ends_with(end) && said.contains(path.to_str().unwrap()), "{said}");
+                }
+                (_, other) => panic!("{entries}: {other:?}"),
+            }
+        }
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use super::{NodeError, bind};
 use crate::{
     blocking,
     config::{Config, HostPort, UpstreamSettings},
-    mirror::{Clock, Mirror, MirrorError, Upstream, UpstreamConfig},
+    mirror::{Clock, CredentialsError, Mirror, MirrorError, Upstream, UpstreamConfig},
     oci,
     pull::Puller,
     server::{Bound, Tls, Workers, registry::access::Pattern},
@@ -45,6 +45,15 @@ pub enum MirrorSetupError {
         /// Why.
         #[source]
         source: regex::Error,
+    },
+    /// The file of mode shared has no entry for the upstream.
+    #[error("upstream {host}")]
+    Credentials {
+        /// Whose.
+        host: HostPort,
+        /// Why.
+        #[source]
+        source: CredentialsError,
     },
     /// A listener for an upstream that is none.
     #[error("a mirror listener is for {0}, which is no upstream; add it with --upstream or under upstreams")]
@@ -126,7 +135,7 @@ fn upstream_config(config: &Config, settings: &UpstreamSettings) -> Result<Upstr
         repositories.push(regex::Regex::new(&whole(pattern)).map_err(wrong)?);
     }
     let defaults = UpstreamConfig::new(registry, settings.url.clone());
-    Ok(UpstreamConfig {
+    let upstream = UpstreamConfig {
         mode: settings.mode.into(),
         credentials: settings.credentials.clone(),
         ca,
@@ -136,5 +145,38 @@ fn upstream_config(config: &Config, settings: &UpstreamSettings) -> Result<Upstr
         tags,
         repositories,
         ..defaults
-    })
+    };
+    match upstream.check_credentials() {
+        Err(source @ CredentialsError::NoEntry { .. }) => Err(MirrorSetupError::Credentials { host: host(), source }),
+        // A file that cannot be used yet may come: it is read again with each question.
+        _ => Ok(upstream),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_is_refused_where_the_credential_is_somebody_elses() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("config.json");
+        let text = format!(
+            "upstreams: [{{host: shared.test, url: 'http://127.0.0.1:15500', mode: shared, credentials: {}}}]\n",
+            file.display()
+        );
+        let config = crate::config::check(&text).unwrap();
+        let made = || upstream_config(&config, &config.upstreams[0]).map(drop);
+        made().unwrap();
+        for (name, good) in [("127.0.0.1:15500", true), ("shared.test", true), ("other.test", false)] {
+            let entry = format!(r#"{{"auths":{{"{name}":{{"username":"u","password":"p"}}}}}}"#);
+            std::fs::write(&file, entry).unwrap();
+            assert_eq!(made().is_ok(), good, "{name}");
+        }
+        let said = crate::class::chain(&made().unwrap_err()).to_string();
+        let file = file.display().to_string();
+        for part in [&*file, "upstream shared.test", "127.0.0.1:15500"] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
 }

@@ -301,6 +301,12 @@ impl DockerConfig {
         best.map_or(Credentials::Anonymous, |(_, entry)| entry.credentials.clone())
     }
 
+    /// Whether there are credentials under `auths` for any repository of a registry.
+    pub fn names(&self, registry: &Registry) -> bool {
+        let wanted = Key::parse(&registry.to_string());
+        self.entries.iter().any(|entry| Key { path: String::new(), ..entry.key.clone() }.fits(&wanted).is_some())
+    }
+
     /// Adds another config's entries behind these.
     pub fn merge(&mut self, other: Self) {
         self.entries.extend(other.entries);

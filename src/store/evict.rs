@@ -4,8 +4,8 @@
 //! is not written where less than the headroom would stay free. Cached is what has another source: every blob but
 //! those that a local repository links; what was pushed here has none, so it is not counted and never evicted. Room is
 //! made before a blob is written: the least recently used go first (ties by digest), one larger than the whole budget
-//! before all others, and none that a root, a link, a pin or a lease names, or that somebody reads just now. Where
-//! that is not enough, one blob over the budget is admitted, and the next refused with [`StoreError::NoRoom`]. A disk
+//! before all others, and none that a root, a link, a pin or a lease names, or that somebody reads just now. Nothing
+//! goes for one that would not fit the disk even then. Where that is not enough, one blob over the budget is admitted, and the next refused with [`StoreError::NoRoom`]. A disk
 //! that is full all the same is answered in the same way: what was set aside for a look goes, and shared files that no
 //! tree links to, others are evicted, and what failed is tried once more.
 //!
@@ -190,8 +190,28 @@ impl Store {
             return Ok(0);
         }
         self.clear_unused()?;
-        self.evict(limits, Why::Headroom, || Ok(Lack { bytes: lack()?, files: 0 }))?;
+        self.evict(limits, Why::Headroom, || {
+            let bytes = lack()?;
+            // What can never fit is not worth emptying the cache for; the headroom itself is.
+            let within_reach = size == 0 || bytes <= self.evictable_bytes(limits)?;
+            Ok(Lack { bytes: if within_reach { bytes } else { bytes.saturating_sub(size) }, files: 0 })
+        })?;
         lack()
+    }
+
+    /// No more than this can be evicted: what is cached but for the content that a status names. Pins, leases and
+    /// readers may hold some of it nevertheless.
+    fn evictable_bytes(&self, limits: &Limits) -> Result<u64, StoreError> {
+        let mut roots = (limits.roots)();
+        roots.sort_unstable();
+        roots.dedup();
+        let mut stay = 0;
+        for digest in roots {
+            if !self.is_local(&digest)? {
+                stay += self.0.journal.lookup(&digest).map_or(0, |record| record.id.size);
+            }
+        }
+        Ok(self.cached_bytes()?.saturating_sub(stay))
     }
 
     /// One round: evicts until what `lack` says, at its beginning, is there, or nothing more may go.

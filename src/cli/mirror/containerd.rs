@@ -15,6 +15,9 @@ struct Setting {
 
 /// What keeps containerd's CRI from the files in `dir`; empty if nothing is found that does.
 pub fn obstacles(config: &str, dir: &Path) -> Vec<String> {
+    // containerd's working directory is another, so it needs the whole path.
+    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
+    let dir = dir.as_path();
     let settings = parse(config);
     let disabled = |plugin: &str| {
         config.lines().any(|l| l.trim_start().starts_with("disabled_plugins") && l.contains(&format!("\"{plugin}\"")))
@@ -131,5 +134,18 @@ mod tests {
                 assert!(found.contains(part), "{config}: {found}");
             }
         }
+    }
+    #[test]
+    fn what_is_advised_is_absolute() {
+        let here = std::env::current_dir().unwrap();
+        let found = obstacles("", Path::new("certs.d"));
+        assert!(found[0].contains(&format!("config_path = \"{}\"", here.join("certs.d").display())), "{found:?}");
+        let table = "[plugins.'io.containerd.cri.v1.images'.registry]\n";
+        let good = format!("{table}config_path = '{}'\n", here.join("certs.d").display());
+        for dir in ["certs.d", "./certs.d/"] {
+            assert_eq!(obstacles(&good, Path::new(dir)), Vec::<String>::new(), "{dir}");
+        }
+        let relative = format!("{table}config_path = 'certs.d'\n");
+        assert!(obstacles(&relative, Path::new("certs.d"))[0].contains("does not read /"));
     }
 }

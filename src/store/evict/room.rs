@@ -84,6 +84,8 @@ impl Store {
             let evicted = self.evict(&limits, Why::Full, || {
                 let disk = self.disk()?;
                 let bytes = match size.checked_sub(disk.free) {
+                    // It would not fit even then.
+                    Some(missing) if missing > self.evictable_bytes(&limits)? => 0,
                     Some(missing) => missing.max(LEAST),
                     // There would have been room: a quota, or holes too small.
                     None => size.max(LEAST),

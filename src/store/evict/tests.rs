@@ -236,6 +236,26 @@ fn headroom_that_the_disk_has_not_keeps_nothing_and_takes_nothing() {
 }
 
 #[test]
+fn nothing_goes_for_a_blob_that_would_not_fit_the_disk_even_then() {
+    let (_root, store) = store();
+    let [small, large, root] = [fill(&store, 0, 100), fill(&store, 1, 1 << 20), fill(&store, 2, 8 << 20)];
+    let root = root.unwrap();
+    store.bind(Bounds { max_bytes: None, headroom_bytes: Some(1) }, move || vec![root, root]).unwrap();
+    // The disk is no test's alone, so what is asked for lies well past it, or its end is where the bound says.
+    let disk = store.disk().unwrap();
+    let digest = Digest::sha256(b"too large");
+    for size in [disk.total * 2, disk.free + (64 << 20)] {
+        let refused = store.ingest(digest, Some(size)).map(drop).unwrap_err();
+        assert!(matches!(refused, StoreError::NoRoom { setting: HEADROOM_BYTES, .. }), "{refused}");
+        // A push finds a full disk instead.
+        assert!(!store.make_room(size));
+        assert_eq!(held(&store, &[small.unwrap(), large.unwrap(), root]), [true; 3], "{size}");
+    }
+    let limits = store.limits().unwrap();
+    assert_eq!(store.evictable_bytes(&limits).unwrap(), 100 + (1 << 20), "a status names the rest");
+}
+
+#[test]
 fn without_bounds_nothing_is_evicted() {
     let (_root, store) = store();
     let cached = fill(&store, 0, 100).unwrap();
