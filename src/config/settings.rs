@@ -63,7 +63,7 @@ pub struct Settings {
     #[arg(long, value_name = "HOST:PORT", env = "LARDER_REPLICA_ADDRESS")]
     pub replica_address: Option<HostPort>,
 
-    /// Flux's notification-controller, which is told of events: http://notification-controller.flux-system.
+    /// Flux's notification-controller, which is told of events, as in <http://notification-controller.flux-system>.
     #[arg(long, value_name = "URL", env = "LARDER_EVENTS_ADDR")]
     pub events_addr: Option<String>,
 

@@ -1,7 +1,7 @@
 //! Artifacts published as ExternalArtifacts (`--external-artifacts`, RFC-0012): Flux's controllers consume them, and nothing
 //! else in the cluster is written.
 //!
-//! **Promise.** Each source with an artifact has one ExternalArtifact of its namespace and name ([`wanted::name_of`] tells
+//! **Promise.** Each source with an artifact has one ExternalArtifact of its namespace and name (`wanted::name_of` tells
 //! the exception), which says what the source's kept status says, and is written after that status is kept; so what it names
 //! is durable and can be fetched. It goes when its source goes, also one that went while nobody looked. Only what this Larder
 //! made, by its label, is ever deleted; what is not Larder's is never written. Nothing is written where nothing changed, and
