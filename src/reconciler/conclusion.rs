@@ -116,6 +116,12 @@ impl Shared {
         // Also where nothing changed: somebody else may have written it.
         if let Err(error) = self.backend.patch_status(key, &status).await {
             tracing::error!(%key, %error, "cannot keep the status; it is tried again");
+            if let Some(entry) = self.lock().objects.get_mut(key) {
+                // Whoever failed to say so may have kept it: what it names stays fetchable.
+                let current = entry.status.artifact.as_ref().map(|a| a.path.clone());
+                let made = status.artifact.as_ref().filter(|made| Some(&made.path) != current.as_ref());
+                made.into_iter().for_each(|made| entry.retained.hold(made));
+            }
             tokio::spawn(Self::again_later(Arc::clone(self), key.clone(), object.metadata.generation));
             return false;
         }

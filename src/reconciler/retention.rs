@@ -79,9 +79,15 @@ impl Retained {
         if let Some(before) = before
             && after.is_none_or(|after| after.path != before.path)
         {
-            let (path, digest) = (before.path.clone(), before.digest);
-            self.0.push(Superseded { path, digest, since: Instant::now() });
+            self.hold(before);
         }
+    }
+
+    /// Keeps an artifact as if it had been current until now.
+    pub fn hold(&mut self, artifact: &Artifact) {
+        self.0.retain(|s| s.path != artifact.path);
+        let (path, digest) = (artifact.path.clone(), artifact.digest);
+        self.0.push(Superseded { path, digest, since: Instant::now() });
     }
 
     /// Takes out what has been kept long enough.
