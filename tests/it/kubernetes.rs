@@ -70,7 +70,10 @@ fn a_crd_that_would_drop_what_is_written_keeps_larder_from_starting() {
     let larder = Larder::start_with(root.path(), &flags, &environment);
     eventually("the watch", || if api.watching("gitrepositories") == 1 { Ok(()) } else { Err(String::new()) });
     assert_eq!(api.watching("ocirepositories"), 0);
-    assert_eq!(http::get(&format!("{}/readyz", larder.admin)).status, 200);
+    eventually("it to be ready", || match http::get(&format!("{}/readyz", larder.admin)) {
+        answer if answer.status == 200 => Ok(()),
+        answer => Err(answer.text()),
+    });
 }
 
 #[test]

@@ -201,8 +201,13 @@ async fn an_image_fetched_ahead_is_served_without_asking_and_a_forgotten_tag_is_
         }
         assert_eq!(order(&["pin", "--remove"])["removed"], true);
         assert_eq!(order(&["pin", "--remove"])["removed"], false);
-        let check = ["check", "--upstream", &flag, "--registry-listen", larder.registry_host(), "--dir"];
-        let install = ["install", "--upstream", &flag, "--registry-listen", larder.registry_host(), "--dir"];
+        // Whatever else has the default port of the admin listener on this machine is not asked.
+        let config = at.join("larder.yaml");
+        std::fs::write(&config, format!("adminListen: {}\n", larder.admin.trim_start_matches("http://"))).unwrap();
+        let config = config.to_str().unwrap();
+        let listen = ["--registry-listen", larder.registry_host(), "--dir"];
+        let check = [&["check", "--config", config, "--upstream", &flag], &listen[..]].concat();
+        let install = [&["install", "--upstream", &flag], &listen[..]].concat();
         let certs = at.join("certs.d");
         let end = [certs.to_str().unwrap(), "--image", "up.example/a/b:v1", "--containerd-socket", "/nonexistent"];
         assert_eq!(mirror(&at, &[&install[..], &end[..1]].concat()).status.code(), Some(0));
