@@ -41,7 +41,7 @@ pub enum LogError {
 
 /// The default level: what an operator wants to see of a daemon that works. What the client of the API server logs as an
 /// error is returned to its caller too, who knows whether it is one.
-pub const DEFAULT_LEVEL: &str = "info,kube_client=off";
+pub const DEFAULT_LEVEL: &str = "info,kube_client=off,kube_runtime=off";
 
 /// Parses level directives; empty or none is [`DEFAULT_LEVEL`].
 fn filter(directives: Option<&str>) -> Result<EnvFilter, LogError> {

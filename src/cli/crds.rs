@@ -68,8 +68,22 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 for change in widen::widen(definition, crd)? {
                     eprintln!("{} now {change}", definition.name());
                 }
+                without_servers(crd);
             }
             print(crds.into_iter().map(|(_, crd)| crd).collect(), arguments.output)
+        }
+    }
+}
+
+/// Takes out what the API server wrote: kubectl keeps a copy of what it replaces, and the next `kubectl apply` would hold it
+/// against that.
+fn without_servers(crd: &mut Value) {
+    if let Some(fields) = crd.as_object_mut() {
+        fields.remove("status");
+    }
+    if let Some(metadata) = crd["metadata"].as_object_mut() {
+        for field in ["resourceVersion", "uid", "creationTimestamp", "generation", "managedFields", "selfLink"] {
+            metadata.remove(field);
         }
     }
 }

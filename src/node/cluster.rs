@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
+use http::{HeaderValue, header::USER_AGENT};
+
 use super::{NodeError, Nothing, Surroundings};
 use crate::{
     apply::cluster::Applier,
@@ -145,6 +147,7 @@ async fn connect() -> Result<(kube::Client, String), ClusterError> {
     let mut found = kube::Config::infer().await.map_err(|error| ClusterError::Nowhere(error.into()))?;
     // Calls are made again by those who know what may be made twice, and how long it is worth while.
     found.default_retry = false;
+    found.headers.push((USER_AGENT, HeaderValue::from_static(concat!("larder/", env!("CARGO_PKG_VERSION")))));
     let namespace = found.default_namespace.clone();
     let client = kube::Client::try_from(found).map_err(|error| ClusterError::Client(error.into()))?;
     Ok((client, namespace))

@@ -13,7 +13,7 @@ use super::{
     desired::Desired,
     failure::Failure,
     group::{Outcome, Route},
-    helm, retention, verdict,
+    helm, kustomization, retention, verdict,
     verification::{self, Signatures},
 };
 use crate::{
@@ -159,9 +159,13 @@ async fn pass(
         tracing::debug!(%key, class = %failure.class, reason = failure.reason, "{}", failure.message);
     }
     let made = status.artifact.clone();
-    if !shared.conclude(&object, status, events).await
-        && let Some(made) = made
-    {
+    if shared.conclude(&object, status, events).await {
+        let named = |a: &Option<Artifact>| a.as_ref().map(|a| (a.revision.clone(), a.digest));
+        if obtained.is_some() && named(&before.artifact) == named(&made) {
+            // The status is as before, but what was lost is here again, and somebody may wait for it.
+            kustomization::wake_dependants(shared, key);
+        }
+    } else if let Some(made) = made {
         // Changed, suspended or gone meanwhile: what no status names is not served.
         retention::discard(shared, key, &made).await;
     }

@@ -77,6 +77,33 @@ fn a_crd_that_would_drop_what_is_written_keeps_larder_from_starting() {
 }
 
 #[test]
+fn labels_that_nobody_can_read_and_rights_that_are_missing_are_told_once() {
+    let api = ApiServer::start();
+    let root = tempfile::tempdir().expect("temporary folder");
+    let config = api.kubeconfig(root.path());
+    let environment = [("KUBECONFIG", config.to_str().expect("UTF-8"))];
+    let selected = |call: &Call| call.query.contains_key("labelSelector");
+    api.fault(selected, 1, Fault::message(400, "BadRequest", "unable to parse requirement"));
+    let flags = ["--kubernetes", "--watch-label-selector", "a=,,b"];
+    let Err((status, log)) = Larder::launch(root.path(), &[], &flags, &environment) else { panic!("it starts") };
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("--watch-label-selector \"a=,,b\": unable to parse requirement"), "{log}");
+    api.fault(|call| call.is("list", "ocirepositories"), usize::MAX, Fault::message(403, "Forbidden", "may not list"));
+    let larder = Larder::start_with(root.path(), &["--kubernetes"], &environment);
+    eventually("three tries", || {
+        let tries = api.lines(|call| call.is("list", "ocirepositories")).len();
+        if tries >= 4 { Ok(()) } else { Err(tries.to_string()) }
+    });
+    let log = larder.log();
+    assert_eq!(log.matches("cannot watch").count(), 1, "{log}");
+    assert!(log.contains("may not list") && !log.contains("watching again"), "{log}");
+    api.behave();
+    eventually("the watch", || if larder.log().contains("watching again") { Ok(()) } else { Err(larder.log()) });
+    let agents: Vec<_> = api.calls().iter().map(|call| call.headers.get("user-agent").cloned()).collect();
+    assert!(agents.iter().all(|agent| agent.as_deref().is_some_and(|a| a.starts_with("larder/"))), "{agents:?}");
+}
+
+#[test]
 fn without_a_cluster_it_says_what_is_missing_and_while_one_is_away_it_waits() {
     let root = tempfile::tempdir().expect("temporary folder");
     let Err((status, log)) = Larder::launch(root.path(), &[], &["--kubernetes"], &[]) else { panic!("it starts") };

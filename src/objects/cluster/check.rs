@@ -10,7 +10,7 @@ use crate::{
     class::chain,
     objects::{
         Kind,
-        api::{CallError, Calls, Identity, read},
+        api::{CallError, Calls, Identity, read, segment},
         crd::{DEFINITIONS, installed},
     },
 };
@@ -24,6 +24,15 @@ pub enum SetupError {
     /// CRDs that would drop what is written.
     #[error("{}", .0.join("\n"))]
     Crds(Vec<String>),
+    /// Labels that no API server can read.
+    #[error("--watch-label-selector {selector:?}: {source}; write for example sharding.fluxcd.io/key=larder")]
+    Selector {
+        /// As configured.
+        selector: String,
+        /// What the API server says.
+        #[source]
+        source: CallError,
+    },
     /// Where events go.
     #[error(transparent)]
     Notifications(#[from] NotificationsError),
@@ -65,6 +74,21 @@ pub async fn crds(calls: &Calls, kinds: &[Kind]) -> Result<(), SetupError> {
         );
     }
     Ok(())
+}
+
+/// Refuses a label selector that the API server cannot read.
+pub async fn selector(calls: &Calls, kinds: &[Kind], selector: &str) -> Result<(), SetupError> {
+    let Some(kind) = kinds.first() else { return Ok(()) };
+    let path =
+        format!("/apis/{}/v1/{}?limit=1&labelSelector={}", kind.group(), kind.other_names()[0], segment(selector));
+    let headers = [(header::ACCEPT, "application/json")];
+    match calls.call(&Method::GET, &path, &Identity::default(), &headers, &[]).await {
+        Err(source @ CallError::Refused { code: 400, .. }) => {
+            Err(SetupError::Selector { selector: selector.to_owned(), source })
+        }
+        // Anything else is told by the watches.
+        _ => Ok(()),
+    }
 }
 
 fn is_git(crd: &Value) -> bool {

@@ -132,10 +132,13 @@ impl Cluster {
     /// Looks at the CRDs and begins to watch. Waits for the API server as long as it is away.
     ///
     /// # Errors
-    /// A CRD that would drop what Larder writes; an address for notifications that is none.
+    /// A CRD that would drop what Larder writes; labels that cannot be read; an address for notifications that is none.
     pub async fn open(client: kube::Client, settings: Settings) -> Result<Self, SetupError> {
         let calls = Calls::new(client.clone());
         check::crds(&calls, if settings.only_read { &[] } else { &settings.kinds }).await?;
+        if let Some(selector) = &settings.selector {
+            check::selector(&calls, &settings.kinds, selector).await?;
+        }
         let notifications = settings.events.as_deref().map(Notifications::new).transpose()?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (leading, leadership) = channel::channel(Leadership::Following(None));

@@ -1,12 +1,12 @@
 //! Follows one kind: a list, then a watch, and what became of each object is told.
 
-use std::{collections::HashSet, pin::pin, sync::Arc};
+use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use kube::{
     Api,
     api::{ApiResource, DynamicObject},
-    runtime::{WatchStreamExt as _, watcher},
+    runtime::watcher,
 };
 
 use super::{Inner, known};
@@ -14,6 +14,9 @@ use crate::{
     class::chain,
     objects::{Change, DocumentError, Key, Kind, Metadata},
 };
+
+/// How soon a watch that failed is tried again, at first and at the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// Follows a kind's objects until it is aborted.
 pub async fn follow(inner: Arc<Inner>, kind: Kind) {
@@ -29,7 +32,8 @@ pub async fn follow(inner: Arc<Inner>, kind: Kind) {
     if let Some(selector) = &inner.settings.selector {
         config = config.labels(selector);
     }
-    let mut stream = pin!(watcher(api, config).default_backoff());
+    let mut stream = pin!(watcher(api, config));
+    let mut delay = RETRY.0;
     let mut told = false;
     let mut failing = false;
     // Those seen in a list that is under way: what is not in it is gone.
@@ -37,8 +41,12 @@ pub async fn follow(inner: Arc<Inner>, kind: Kind) {
     loop {
         match stream.try_next().await {
             Ok(Some(event)) => {
-                if std::mem::take(&mut failing) {
-                    tracing::info!(%kind, "watching again");
+                // A list that begins says nothing yet of whether it will come.
+                if !matches!(event, watcher::Event::Init) {
+                    delay = RETRY.0;
+                    if std::mem::take(&mut failing) {
+                        tracing::info!(%kind, "watching again");
+                    }
                 }
                 match event {
                     watcher::Event::Init => listed.clear(),
@@ -70,6 +78,10 @@ pub async fn follow(inner: Arc<Inner>, kind: Kind) {
                 // A kind that is not installed, or not allowed, holds up no other.
                 if is_absent(&error) && !std::mem::replace(&mut told, true) {
                     inner.told().await;
+                }
+                if !gone {
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(RETRY.1);
                 }
             }
         }
