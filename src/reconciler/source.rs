@@ -230,9 +230,8 @@ async fn bring(
         });
         let (held, published) = held.await.map_err(|e| Failure::storing(&e))?;
         if !held && artifact.is_larders() {
-            // Consumers must not be sent to a dead URL while it is fetched again.
+            // Its path stays known, and is answered with 503 until it is here again: the kept status names it.
             tracing::warn!(key = %object.key, digest = %artifact.digest, "the artifact disappeared from storage");
-            shared.published.remove(&artifact.path);
             status.artifact = None;
         }
         if published && is_current {
