@@ -6,9 +6,12 @@ use serde_json::{Value, value::RawValue};
 use tokio::sync::{mpsc, watch};
 
 use super::Producer;
-use crate::objects::{
-    Backend, BackendError, BoxFuture, Change, ConfigMap, Event, Key, Leadership, Listing, Object, SecretObject,
-    ServiceAccount, Status,
+use crate::{
+    objects::{
+        Backend, BackendError, BoxFuture, Change, ConfigMap, Event, Key, Leadership, Listing, Object, SecretObject,
+        ServiceAccount, Status,
+    },
+    secret::Secret,
 };
 
 impl Backend for Producer {
@@ -49,6 +52,15 @@ impl Backend for Producer {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>> {
         self.inner.backend.service_account(namespace, name)
+    }
+
+    fn service_account_token<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<Secret>, BackendError>> {
+        self.inner.backend.service_account_token(namespace, name, audiences)
     }
 
     fn config_map<'a>(

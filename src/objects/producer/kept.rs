@@ -24,6 +24,7 @@ use crate::{
         log_event, manifest,
         shown::shown,
     },
+    secret::Secret,
 };
 
 /// Changes that wait for the reconciler.
@@ -232,6 +233,15 @@ impl Backend for Kept {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>> {
         self.inner.backend.service_account(namespace, name)
+    }
+
+    fn service_account_token<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<Secret>, BackendError>> {
+        self.inner.backend.service_account_token(namespace, name, audiences)
     }
 
     fn config_map<'a>(
