@@ -119,7 +119,8 @@ async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<O
         while let Ok(wake) = wakes.try_recv() {
             waiters.extend(wake);
         }
-        let due = Instant::now() + pass(&shared, &key).await;
+        // Boxed, so that a Kustomization that waits does not hold the room of one that is brought up.
+        let due = Instant::now() + Box::pin(pass(&shared, &key)).await;
         for waiter in waiters.drain(..) {
             let _ = waiter.send(());
         }

@@ -117,7 +117,7 @@ pub async fn bring(shared: &Arc<Shared>, key: &Key) {
             }
         }
     }
-    if let Err(error) = make(shared, key, &artifact).await {
+    if let Err(error) = Box::pin(make(shared, key, &artifact)).await {
         tracing::warn!(%key, %digest, error, "an artifact that the status names is not here yet");
     }
 }
