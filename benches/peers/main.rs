@@ -44,8 +44,9 @@ use table::Table;
 
 type Group = (&'static str, fn(&Options, &mut Table));
 
-const GROUPS: [Group; 12] = [
+const GROUPS: [Group; 13] = [
     ("serve", serve::run),
+    ("cold", serve::run_cold),
     ("objects", objects::run),
     ("cluster", cluster::run),
     ("build", build::run),

@@ -60,6 +60,15 @@ pub fn run(options: &Options, table: &mut Table) {
     tls(options, table, &folder, &content);
     registry(options, table, &folder, &content);
     guarded::run(options, table, &folder, &content);
+}
+
+/// The same two when what is asked for is not in memory.
+pub fn run_cold(options: &Options, table: &mut Table) {
+    if find("nginx").is_none() {
+        return table.skipped("a cold page cache beside nginx", "nginx is not installed");
+    }
+    let folder = folder();
+    let content = Content::make(&folder);
     cold(options, table, &folder, &content);
 }
 

@@ -302,6 +302,9 @@ mod tests {
     #[test]
     fn a_group_that_waits_is_small() {
         let size = size_of_future(run);
-        assert!(size <= 4096, "{size} bytes, of which a thousand references have one each: box what a turn alone needs");
+        assert!(
+            size <= 4096,
+            "{size} bytes, of which a thousand references have one each: box what a turn alone needs"
+        );
     }
 }

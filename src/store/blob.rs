@@ -25,7 +25,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use memmap2::{Advice, Mmap};
 use rustix::io::ReadWriteFlags;
 
 use super::layout::Identity;
@@ -53,17 +52,8 @@ struct Held {
 pub(super) struct Mapped {
     file: File,
     length: u64,
-    /// `None` for an empty file, which cannot be mapped.
-    map: Option<Arc<Mmap>>,
+    /// The mapping; nothing for an empty file, which cannot be mapped.
     bytes: Bytes,
-}
-
-struct Owner(Arc<Mmap>);
-
-impl AsRef<[u8]> for Owner {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
 }
 
 impl Mapped {
@@ -71,15 +61,13 @@ impl Mapped {
     #[allow(unsafe_code)]
     pub fn new(file: File, length: u64) -> io::Result<Self> {
         if length == 0 {
-            return Ok(Self { file, length, map: None, bytes: Bytes::new() });
+            return Ok(Self { file, length, bytes: Bytes::new() });
         }
         let size = usize::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
         // SAFETY: the file is the store's own and never written to again; the module's documentation argues it, and
         // what happens where somebody else breaks it.
         let map = unsafe { memmap2::MmapOptions::new().len(size).map(&file) }?;
-        let map = Arc::new(map);
-        let bytes = Bytes::from_owner(Owner(Arc::clone(&map)));
-        Ok(Self { file, length, map: Some(map), bytes })
+        Ok(Self { file, length, bytes: Bytes::from_owner(map) })
     }
 
     pub fn length(&self) -> u64 {
@@ -101,9 +89,7 @@ impl Mapped {
             return Ok(0);
         }
         match self.file.read_at(&mut buffer[..wanted], offset)? {
-            0 => {
-                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was when it was opened"))
-            }
+            0 => Err(too_short()),
             n => Ok(n),
         }
     }
@@ -112,32 +98,38 @@ impl Mapped {
         range.start.min(self.length)..range.end.min(self.length)
     }
 
+    /// Reads without a copy and without the lock of the process's mappings, which a thread that populates a mapping may
+    /// hold while it waits for the disk.
     pub fn warm(&self, range: Range<u64>) -> io::Result<()> {
         let range = self.clamp(range);
-        let Some(map) = &self.map else { return Ok(()) };
-        if range.is_empty() {
-            return Ok(());
-        }
-        let (start, length) = (range.start as usize, (range.end - range.start) as usize);
-        match map.advise_range(Advice::PopulateRead, start, length) {
-            // Before Linux 5.14 there is no such advice: read once instead.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                let mut buffer = vec![0; 256 * 1024];
-                let mut at = range.start;
-                while at < range.end {
-                    let wanted = buffer.len().min((range.end - at) as usize);
-                    self.read(at, &mut buffer[..wanted])?;
-                    at += wanted as u64;
-                }
-                Ok(())
+        let nowhere = nowhere()?;
+        let mut at = range.start;
+        while at < range.end {
+            let left = (range.end - at) as usize;
+            if rustix::fs::sendfile(nowhere, &self.file, Some(&mut at), left)? == 0 {
+                return Err(too_short());
             }
-            other => other,
         }
+        Ok(())
     }
 
     pub fn is_resident(&self, range: Range<u64>) -> bool {
         is_resident(&self.file, self.clamp(range))
     }
+}
+
+/// `/dev/null`, for pages that are only to be in memory.
+fn nowhere() -> io::Result<&'static File> {
+    static NOWHERE: OnceLock<File> = OnceLock::new();
+    if let Some(file) = NOWHERE.get() {
+        return Ok(file);
+    }
+    let file = File::options().write(true).open("/dev/null")?;
+    Ok(NOWHERE.get_or_init(|| file))
+}
+
+fn too_short() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was when it was opened")
 }
 
 /// Whether a range of a file is, by a sample of its pages, in the page cache.
@@ -272,7 +264,7 @@ impl Blob {
         Reader { blob: self.clone(), at: 0 }
     }
 
-    /// Brings `range` into the page cache and the mapping, blocking until it is there: run it behind `blocking::io`
+    /// Brings `range` into the page cache, blocking until it is there: run it behind `blocking::io`
     /// before slices of [`Blob::mapped`] go to a socket. An error means that the range cannot be read.
     pub fn warm(&self, range: Range<u64>) -> io::Result<()> {
         self.watched(self.0.mapped.warm(range))
