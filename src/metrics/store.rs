@@ -92,7 +92,8 @@ impl StoreMetrics {
         };
         let max_bytes = gauge("larder_store_max_bytes", "The byte budget of what is cached; 0 for none");
         let headroom_bytes = gauge("larder_store_headroom_bytes", "Bytes of the disk that stay free");
-        let cached_bytes = gauge("larder_store_cached_bytes", "Bytes of blobs that could be fetched again: what a byte budget counts");
+        let cached_bytes =
+            gauge("larder_store_cached_bytes", "Bytes of blobs that could be fetched again: what a byte budget counts");
         let scrub_oldest = gauge(
             "larder_store_scrub_oldest_seconds",
             "How long ago the byte was checked that waits longest for the slow check of everything",

@@ -338,9 +338,8 @@ impl Profile {
             }
         }
         if usable.is_empty() {
-            return Err(refusal.unwrap_or_else(|| {
-                unreachable_because(target, NO_ADDRESS, io::Error::from(io::ErrorKind::NotFound))
-            }));
+            return Err(refusal
+                .unwrap_or_else(|| unreachable_because(target, NO_ADDRESS, io::Error::from(io::ErrorKind::NotFound))));
         }
         race(interleave(usable)).await.map_err(|error| unreachable_because(target, NO_CONNECTION, error))
     }

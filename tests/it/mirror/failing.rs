@@ -230,8 +230,7 @@ async fn one_thing_that_hangs_does_not_make_an_upstream_silent() {
     scene.upstream.fault(at(image.layer.to_string()), usize::MAX, Fault::redirect(elsewhere));
     scene.upstream.fault(at("v2".into()), usize::MAX, Fault::Hang);
     scene.upstream.fault(at(image.config.to_string()), usize::MAX, Fault::redirect(closed));
-    let paths =
-        [format!("a/blobs/{}", image.config), format!("a/blobs/{}", image.layer), "a/manifests/v2".to_owned()];
+    let paths = [format!("a/blobs/{}", image.config), format!("a/blobs/{}", image.layer), "a/manifests/v2".to_owned()];
     let [refused, silent, hangs] = paths.each_ref().map(|path| scene.get(path));
     let statuses = tokio::join!(refused, silent, hangs);
     assert_eq!([statuses.0.status, statuses.1.status, statuses.2.status], [503; 3]);

@@ -230,8 +230,11 @@ async fn an_index_without_all_its_children_is_kept_and_neither_shows_nor_keeps_w
     for repository in ["a", "other"] {
         push_blob(&running, repository, b"{}").await;
     }
-    let [here, elsewhere] = [manifest(b"{}", &[]), json!({"annotations": {"n": "1"}, "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST, "config": manifest(b"{}", &[])["config"], "layers": []})];
+    let [here, elsewhere] = [
+        manifest(b"{}", &[]),
+        json!({"annotations": {"n": "1"}, "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST, "config": manifest(b"{}", &[])["config"], "layers": []}),
+    ];
     let (_, child) = put_manifest(&running, "a", "v1", &here).await;
     let (reply, missing) = put_manifest(&running, "other", "v1", &elsewhere).await;
     assert_eq!(reply.status, 201);
