@@ -130,6 +130,11 @@ impl<K: Hash + Eq + Clone, M, S, R> Board<K, M, S, R> {
         fills.get(key).filter(|shared| fits(&shared.meta)).map(Reader::new)
     }
 
+    /// Whether there is a fill for `key`.
+    pub fn has(&self, key: &K) -> bool {
+        hold(&self.0).contains_key(key)
+    }
+
     /// How many fills are under way.
     pub fn len(&self) -> usize {
         hold(&self.0).len()

@@ -35,7 +35,7 @@ pub fn store_bounds(max_bytes: Option<u64>, headroom: u64) {
     METRICS.store.headroom_bytes.set(headroom);
 }
 
-/// What counts against the byte budget now.
+/// Bytes of what could be fetched again now, which a byte budget counts.
 pub fn store_cached(bytes: u64) {
     METRICS.store.cached_bytes.set(bytes);
 }
@@ -92,7 +92,8 @@ impl StoreMetrics {
         };
         let max_bytes = gauge("larder_store_max_bytes", "The byte budget of what is cached; 0 for none");
         let headroom_bytes = gauge("larder_store_headroom_bytes", "Bytes of the disk that stay free");
-        let cached_bytes = gauge("larder_store_cached_bytes", "What counts against the byte budget");
+        let cached_bytes =
+            gauge("larder_store_cached_bytes", "Bytes of blobs that could be fetched again: what a byte budget counts");
         let scrub_oldest = gauge(
             "larder_store_scrub_oldest_seconds",
             "How long ago the byte was checked that waits longest for the slow check of everything",

@@ -176,7 +176,8 @@ impl Inner {
         let (inner, repository, reader, digest) = (Arc::clone(self), Arc::clone(repository), reader.clone(), *digest);
         let ask = || async move {
             let way = inner.way(&repository, &reader).await?;
-            match inner.puller.blob_length(&way, digest, Budget::within(PATIENCE)).await {
+            let question = inner.puller.blob_length(&way, digest, Budget::within(PATIENCE));
+            match inner.put(&repository.upstream, PATIENCE, question).await? {
                 Ok(Some(size)) => {
                     repository.upstream.health.worked();
                     inner.grant(alone, &reader).await;
@@ -225,7 +226,12 @@ impl Inner {
             hold: HOLD,
             budget: Budget::within(PATIENCE).silence(SILENCE),
         };
-        match self.puller.open(&wish).await {
+        // What is on its way to somebody else need not be asked for.
+        let opened = match standing.granted && self.puller.is_filling(digest) {
+            true => self.puller.open(&wish).await,
+            false => self.put(&repository.upstream, PATIENCE, self.puller.open(&wish)).await?,
+        };
+        match opened {
             Ok((opened, how)) => {
                 repository.upstream.health.worked();
                 if !standing.granted {

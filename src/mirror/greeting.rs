@@ -17,6 +17,7 @@ use super::{
     reader::{GRANTED_FOR, Reader, Who, credentials},
     readers::{Hash, Mark},
     repository::Mirrored,
+    silence::is_absence,
 };
 use crate::{
     class::{Class, chain},
@@ -83,6 +84,10 @@ impl Inner {
         shown: Option<HeaderValue>,
         id: Hash,
     ) -> Result<(), Miss> {
+        let silence = &upstream.health.silence;
+        if silence.enter(self.clock.now()).is_err() {
+            return self.greet_offline(upstream, shown.is_some());
+        }
         let endpoint = upstream.endpoint(Credentials::Anonymous);
         let asked = self.puller.greeting(&endpoint, shown.as_ref(), Budget::within(IMPATIENCE)).await;
         let now = self.clock.now();
@@ -109,8 +114,16 @@ impl Inner {
                 self.negatives.put(id, id, &miss, upstream.negative_ttl(), now);
                 return Err(miss);
             }
-            Ok(said) => format!("it said {}", said.status.as_u16()),
-            Err(error) => chain(&error),
+            Ok(said) => {
+                silence.end();
+                format!("it said {}", said.status.as_u16())
+            }
+            Err(error) => {
+                if is_absence(&error) {
+                    silence.begin(now);
+                }
+                chain(&error)
+            }
         };
         if !upstream.health.is_failing() {
             tracing::warn!(upstream = upstream.name(), error = failure, "the upstream fails at GET /v2/");

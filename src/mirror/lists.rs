@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use super::{
@@ -21,7 +22,6 @@ use crate::{
     class::Class,
     digest::Digest,
     oci::Tag,
-    pull::PullError,
     registry::{Budget, Page, Referrers},
 };
 
@@ -207,7 +207,7 @@ impl Mirror {
         let (asked, query) = (Arc::clone(inner), query.to_string());
         let work = || async move {
             let asking = Asking { repository, reader, subject, query, what, key };
-            asked.ask_list(asking, Budget::within(patience)).await
+            asked.ask_list(asking, patience).await
         };
         let (result, began) = inner.lists.asking.run(key, work).await;
         match result.unwrap_or_else(|| Err(Miss::here("the question to the upstream failed", Class::Limit))) {
@@ -242,17 +242,20 @@ impl Inner {
         Some((when, list))
     }
 
-    async fn ask_list(self: &Arc<Self>, asking: Asking, budget: Budget) -> Result<List, Miss> {
+    async fn ask_list(self: &Arc<Self>, asking: Asking, patience: Duration) -> Result<List, Miss> {
         let Asking { repository, reader, subject, query, what, key } = asking;
         let way = self.way(&repository, &reader).await?;
-        let list: Result<List, PullError> = match subject {
-            None => self.puller.tags_page(&way, &query, budget).await.map(|page| List::Tags(Arc::new(page))),
-            Some(subject) => {
-                let page = self.puller.referrers(&way, &subject, &query, budget).await;
-                page.map(|page| List::Referrers(Arc::new(page)))
+        let budget = Budget::within(patience);
+        let question = async {
+            match subject {
+                None => self.puller.tags_page(&way, &query, budget).await.map(|page| List::Tags(Arc::new(page))),
+                Some(subject) => {
+                    let page = self.puller.referrers(&way, &subject, &query, budget).await;
+                    page.map(|page| List::Referrers(Arc::new(page)))
+                }
             }
         };
-        match list {
+        match self.put(&repository.upstream, patience, question).await? {
             Ok(list) => {
                 repository.upstream.health.worked();
                 let now = self.clock.now();

@@ -226,7 +226,8 @@ impl Inner {
         patience: Duration,
     ) -> Result<Probed, Miss> {
         let way = self.way(repository, reader).await?;
-        match self.puller.probe(&way, selector, Budget::within(patience)).await {
+        let question = self.puller.probe(&way, selector, Budget::within(patience));
+        match self.put(&repository.upstream, patience, question).await? {
             Ok(found) => {
                 repository.upstream.health.worked();
                 self.grant(reader.id, reader).await;
@@ -287,7 +288,8 @@ impl Inner {
             let _lease = inner.store.lease(digest);
             let way = inner.way(&repository, &reader).await?;
             let selector = Selector::Digest(digest);
-            match inner.puller.raw_manifest(&way, &selector, Budget::within(patience)).await {
+            let question = inner.puller.raw_manifest(&way, &selector, Budget::within(patience));
+            match inner.put(&repository.upstream, patience, question).await? {
                 Ok(raw) => {
                     repository.upstream.health.worked();
                     inner.grant(reader.id, &reader).await;

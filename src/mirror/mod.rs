@@ -9,6 +9,8 @@
 //!   there. Knowing a digest grants nothing.
 //! - A tag's digest is asked for once in its time (`tagTTL`), with a HEAD, however many clients want it; a manifest is
 //!   fetched only where its bytes are not held, and once for all who want it at once.
+//! - An upstream that does not answer at all is left alone for 5 s at a time (`silence`): who would ask it has an answer
+//!   at once.
 //! - While an upstream fails, what is held is served: digests without limit, tags for `staleIfError` beyond their time,
 //!   to whom the upstream had shown them. It never turns into an answer that makes a client ask again and again.
 //! - Where an upstream says no, the answer is the same whether the content is held or not.
@@ -35,6 +37,7 @@ mod reader;
 mod readers;
 mod repository;
 mod shelf;
+mod silence;
 mod upstream;
 
 use std::{io, sync::Arc, time::Duration};

@@ -36,14 +36,49 @@ impl Platforms {
     /// Whether an index's child is wanted. What states no platform is.
     fn want(&self, child: &Descriptor) -> bool {
         let Some(platform) = &child.platform else { return true };
+        let platform = platform.to_string();
+        self.named().is_none_or(|wanted| wanted.iter().any(|wanted| is_of(&platform, wanted)))
+    }
+
+    /// Which they are; `None` for all.
+    fn named(&self) -> Option<Vec<String>> {
         match self {
-            Self::All => true,
-            Self::Own => platform.os == "linux" && platform.architecture == own_architecture(),
-            Self::These(wanted) => {
-                let text = platform.to_string();
-                wanted.iter().any(|w| text == *w || text.strip_prefix(w.as_str()).is_some_and(|r| r.starts_with('/')))
-            }
+            Self::All => None,
+            Self::Own => Some(vec![format!("linux/{}", own_architecture())]),
+            Self::These(wanted) => Some(wanted.clone()),
         }
+    }
+}
+
+/// Whether a platform is the one that is wanted, or a variant of it.
+fn is_of(platform: &str, wanted: &str) -> bool {
+    platform.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// What an image's indexes offer.
+#[derive(Default)]
+struct Offer {
+    platforms: BTreeSet<String>,
+    /// One of their images states no platform, so it may be any.
+    unstated: bool,
+}
+
+impl Offer {
+    fn add(&mut self, child: &Descriptor) {
+        match &child.platform {
+            Some(platform) if platform.os == "unknown" => {}
+            Some(platform) => drop(self.platforms.insert(platform.to_string())),
+            // An index among them tells itself.
+            None => self.unstated |= media_type::is_manifest(&child.media_type),
+        }
+    }
+
+    /// A platform that is wanted and not offered; `None` also where no index was met.
+    fn lacks(&self, platforms: &Platforms) -> Option<String> {
+        if self.platforms.is_empty() || self.unstated {
+            return None;
+        }
+        platforms.named()?.into_iter().find(|wanted| !self.platforms.iter().any(|platform| is_of(platform, wanted)))
     }
 }
 
@@ -104,6 +139,16 @@ pub enum OperateError {
     /// The blob is right but could not be kept: the disk is full.
     #[error("{0} could not be kept: the store's disk is full")]
     NotKept(Digest),
+    /// The image is not to be had for this platform.
+    #[error("{digest} has no image for {wanted}; it has {}", .offered.join(", "))]
+    Platform {
+        /// Its index.
+        digest: Digest,
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        offered: Vec<String>,
+    },
     /// More manifests than any image has.
     #[error("{0} has more than {MAX_MANIFESTS} manifests")]
     TooMany(Digest),
@@ -116,7 +161,7 @@ impl OperateError {
     /// The class of failure.
     pub fn class(&self) -> Class {
         match self {
-            Self::Upstream(_) => Class::NotFound,
+            Self::Upstream(_) | Self::Platform { .. } => Class::NotFound,
             Self::Selector(_) => Class::Client,
             Self::Miss { miss, .. } => miss.class(),
             Self::Fill { source, .. } => source.class(),
@@ -199,6 +244,7 @@ impl Mirror {
         let mut first = None;
         let mut seen = HashSet::new();
         let mut blobs = Vec::new();
+        let mut offer = Offer::default();
         while let Some(selector) = open.pop() {
             let what = || format!("{}/{}:{selector}", ask.upstream.name(), ask.repository);
             let answer =
@@ -214,6 +260,7 @@ impl Mirror {
             let bytes = gathered.manifest(&self.0, &answer).await?;
             match Document::parse(&bytes, answer.media_type.to_str().ok()) {
                 Ok(Document::Index(index)) => {
+                    index.manifests.iter().for_each(|child| offer.add(child));
                     let wanted = index.manifests.iter().filter(|child| platforms.want(child));
                     let (manifests, others): (Vec<_>, Vec<_>) =
                         wanted.partition(|child| is_document(&child.media_type));
@@ -227,11 +274,15 @@ impl Mirror {
                 Err(error) => tracing::debug!(%digest, %error, "what this manifest names is not fetched ahead"),
             }
         }
+        let digest = first.ok_or_else(|| OperateError::Selector(Box::new(reference.clone())))?;
+        if let Some(wanted) = offer.lacks(platforms) {
+            let offered = offer.platforms.into_iter().collect();
+            return Err(OperateError::Platform { digest, wanted, offered });
+        }
         blobs.sort_unstable();
         blobs.dedup();
         gathered.leases.extend(blobs.iter().map(|digest| self.0.store.lease(*digest)));
         self.fetch_all(&ask, blobs, &mut gathered).await?;
-        let digest = first.ok_or_else(|| OperateError::Selector(Box::new(reference.clone())))?;
         Ok((digest, gathered))
     }
 
@@ -350,5 +401,30 @@ mod tests {
         ] {
             assert_eq!(platforms.want(&child(platform)), wanted, "{platforms:?} {platform:?}");
         }
+    }
+
+    #[test]
+    fn a_platform_that_is_not_offered_is_told() {
+        let offer = |platforms: &[Option<(&str, &str, Option<&str>)>]| {
+            let mut offer = Offer::default();
+            platforms.iter().for_each(|platform| offer.add(&child(*platform)));
+            offer
+        };
+        let these = |names: &[&str]| Platforms::These(names.iter().map(|name| (*name).to_owned()).collect());
+        let (arm, windows) = (Some(("linux", "arm", Some("v7"))), Some(("windows", "amd64", None)));
+        let statement = Some(("unknown", "unknown", None));
+        for (offered, platforms, lacks) in [
+            (&[arm, windows, statement][..], these(&["linux/arm", "windows/amd64"]), None),
+            (&[arm, windows], these(&["linux/arm/v7"]), None),
+            (&[arm, windows], these(&["windows/amd64", "linux/ar"]), Some("linux/ar")),
+            (&[arm, statement], these(&["unknown/unknown"]), Some("unknown/unknown")),
+            (&[arm, windows], Platforms::All, None),
+            (&[arm, None], these(&["linux/s390x"]), None),
+            (&[], these(&["linux/s390x"]), None),
+        ] {
+            assert_eq!(offer(offered).lacks(&platforms).as_deref(), lacks, "{platforms:?}");
+        }
+        let own = offer(&[windows]).lacks(&Platforms::Own);
+        assert_eq!(own, Some(format!("linux/{}", own_architecture())));
     }
 }

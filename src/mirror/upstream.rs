@@ -12,7 +12,7 @@ use std::{
 use http::HeaderValue;
 use regex::Regex;
 
-use super::clock::millis;
+use super::{clock::millis, silence::Silence};
 use crate::{
     blocking,
     class::Class,
@@ -360,6 +360,8 @@ pub(super) struct Health {
     failures: AtomicU32,
     /// When the next question may be put on behalf of nobody.
     next: AtomicU64,
+    /// Whether it is left alone for now, because it does not answer at all.
+    pub silence: Silence,
 }
 
 /// The pause after the first failure, in milliseconds; doubled each time.
@@ -373,6 +375,7 @@ impl Health {
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
+        self.silence.end();
     }
 
     /// It failed.
@@ -388,6 +391,10 @@ impl Health {
 
     /// While it fails: whether to ask it once more; at most one caller in each pause is told so.
     pub fn may_probe(&self, now: u64) -> bool {
+        // The turn must not go to a question that is not put.
+        if self.silence.left(now) > 0 {
+            return false;
+        }
         let next = self.next.load(Ordering::Relaxed);
         // A clock that was set back must not end probing.
         let due = next <= now || next - now > LONGEST_PAUSE;
@@ -484,6 +491,18 @@ mod tests {
         assert!(!health.is_failing());
         health.failed(now);
         assert!(health.may_probe(now - 3_600_000), "the clock was set back");
+    }
+
+    #[test]
+    fn the_turn_to_probe_is_kept_until_silence_is_over_and_an_answer_ends_both() {
+        let health = Health::default();
+        let now = 10_000_000;
+        health.failed(now);
+        health.silence.begin(now);
+        assert!(!health.may_probe(now + 4_999), "due since 2 s, but nothing is sent");
+        assert!(health.may_probe(now + 5_000));
+        health.worked();
+        assert!(!health.is_failing() && health.silence.enter(now) == Ok(()));
     }
 
     #[tokio::test]

@@ -146,6 +146,11 @@ impl Puller {
         Err(last.map_or(PullError::Lost(digest), unshared))
     }
 
+    /// Whether a blob is on its way, for somebody.
+    pub fn is_filling(&self, digest: &Digest) -> bool {
+        self.fills.board.has(&(Lane::All, *digest))
+    }
+
     /// Whether this asker's upstream has the blob for it, by one HEAD.
     async fn entitle(&self, ask: &Ask) -> Result<(), PullError> {
         let Way { endpoint, repository } = &*ask.way;

@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 
-use super::{SinkError, login::Provider};
+use super::{
+    SinkError,
+    connect::{NO_ADDRESS, NO_CONNECTION},
+    login::Provider,
+};
 use crate::{class::Class, digest::Digest};
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -217,6 +221,16 @@ impl RegistryError {
                 **source,
                 Self::Unreachable { .. } | Self::Handshake { .. } | Self::Timeout { .. } | Self::RateLimited { .. }
             ),
+            _ => false,
+        }
+    }
+
+    /// Whether somebody was not there: no answer in its time, or no connection.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Unreachable { doing, .. } => matches!(*doing, NO_CONNECTION | NO_ADDRESS),
+            Self::Token { source, .. } | Self::Login { source, .. } => source.is_absence(),
             _ => false,
         }
     }

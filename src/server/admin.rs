@@ -221,6 +221,11 @@ impl Admin {
         if let Ok(usage) = self.usage().await {
             metrics::store_bytes(usage.blobs.bytes, usage.files.bytes, usage.logical);
         }
+        let store = self.store.clone();
+        match blocking::io(move || store.cached_bytes()).await {
+            Ok(bytes) => metrics::store_cached(bytes),
+            Err(error) => tracing::warn!(%error, "cannot tell how much of the store is cached"),
+        }
         let health = self.store.health();
         metrics::store_health(health.quarantined, health.degraded);
         let format = metrics::Format::negotiate(headers.get(ACCEPT).and_then(|value| value.to_str().ok()));

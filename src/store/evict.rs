@@ -159,14 +159,14 @@ impl Store {
         let mut evicted = Evicted::default();
         if let Some(max) = limits.max {
             evicted = self.evict_over_budget(&limits, max, 0)?;
-            metrics::store_cached(self.cached_bytes()?);
         }
         self.evict_for_headroom(&limits, 0)?;
         Ok(evicted)
     }
 
-    /// Bytes of blobs that could be fetched again.
-    fn cached_bytes(&self) -> Result<u64, StoreError> {
+    /// Bytes of blobs that could be fetched again: what the byte budget counts, whether there is one or not. The first call
+    /// counts as [`Store::usage`]'s does, and reads what links name; so does the next one after a link was deleted.
+    pub fn cached_bytes(&self) -> Result<u64, StoreError> {
         let mut held = 0;
         for index in 0..512 {
             held += self.0.shards.count(&self.0.layout, index)?.bytes;

@@ -10,6 +10,7 @@ use crate::{
         http,
         larder::{Larder, run, run_json},
         registry::{Kind, ScriptedRegistry},
+        upstream::{INDEX, MANIFEST, Upstream},
     },
 };
 
@@ -95,7 +96,8 @@ fn what_cannot_be_meant_is_a_wrong_use() {
 #[test]
 fn check_tells_what_keeps_clients_from_the_mirror() {
     let root = tempfile::tempdir().unwrap();
-    let larder = Larder::start(root.path(), &[]);
+    let upstream = Upstream::start();
+    let larder = Larder::start(root.path(), &["--upstream", &format!("quay.io={}", upstream.origin())]);
     let admin = larder.admin.trim_start_matches("http://");
     let config = root.path().join("larder.yaml");
     let yaml = |registry: &str| {
@@ -119,7 +121,8 @@ fn check_tells_what_keeps_clients_from_the_mirror() {
     let report = run_json(root.path(), [&["mirror"], &check[..], &["-o", "json"]].concat());
     let results: Vec<&str> =
         report["checks"].as_array().unwrap().iter().map(|c| c["result"].as_str().unwrap()).collect();
-    assert_eq!((report["ok"].clone(), results), (Value::Bool(true), vec!["good", "good", "skipped"]));
+    assert_eq!((report["ok"].clone(), results), (Value::Bool(true), vec!["good", "good", "good", "skipped"]));
+    assert_eq!(upstream.count(Kind::Tags), 1, "what is no is remembered");
 
     // A containerd that runs and does not read the folder.
     fs::write(&socket, "").unwrap();
@@ -138,6 +141,14 @@ fn check_tells_what_keeps_clients_from_the_mirror() {
     let done = mirror(root.path(), &with);
     assert_eq!(done.status.code(), Some(0), "{}", text(&done));
     fs::remove_file(&socket).unwrap();
+
+    // The daemon answers, and nobody answers it. What it was told before would do for a while.
+    upstream.stop();
+    fs::write(&config, yaml(larder.registry_host()).replace("quay.io", "quay.io, repositories: ['team/*']")).unwrap();
+    let done = mirror(root.path(), &check);
+    assert_eq!(done.status.code(), Some(1), "{}", text(&done));
+    assert!(text(&done).contains("fails: quay.io, asked by the mirror: "), "{}", text(&done));
+    assert!(text(&done).contains("503 Service Unavailable: the upstream cannot be reached"), "{}", text(&done));
 
     // Another program has the port.
     fs::write(&config, yaml(larder.artifacts.trim_start_matches("http://"))).unwrap();
@@ -177,11 +188,30 @@ fn an_order_for_what_is_not_mirrored_fails_and_says_so() {
     }
 }
 
+/// A platform that an image does not have is told with those that it has.
+fn order_platforms(root: &Path, admin: &str) {
+    let order = |platform: &str| {
+        let words = ["prefetch", "up.example/platforms:v1", "--server", admin, "--platform", platform];
+        mirror(root, &words)
+    };
+    let done = order("linux/riscv64");
+    assert_eq!(done.status.code(), Some(1), "{}", text(&done));
+    let says = "has no image for linux/riscv64; it has linux/arm64, linux/s390x";
+    assert!(text(&done).contains(says), "{}", text(&done));
+}
+
 #[tokio::test]
 async fn an_image_fetched_ahead_is_served_without_asking_and_a_forgotten_tag_is_asked_for_again() {
     let root = tempfile::tempdir().unwrap();
     let upstream = ScriptedRegistry::start().await;
     let image = push(&upstream, "a/b", "v1", b"the layer");
+    let child = |architecture: &str| {
+        serde_json::json!({"mediaType": MANIFEST, "digest": image.digest.to_string(),
+        "size": image.manifest.len(), "platform": {"os": "linux", "architecture": architecture}})
+    };
+    let index =
+        serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [child("arm64"), child("s390x")]});
+    upstream.add_manifest("platforms", Some("v1"), INDEX, index.to_string().as_bytes());
     let (at, flag) = (root.path().to_path_buf(), format!("up.example={}", upstream.origin()));
     let (larder, image) = tokio::task::spawn_blocking(move || {
         // The tag's time is long, so that only forgetting ends it.
@@ -191,6 +221,7 @@ async fn an_image_fetched_ahead_is_served_without_asking_and_a_forgotten_tag_is_
             run_json(&at, all)
         };
         let held = order(&["prefetch"]);
+        order_platforms(&at, &larder.admin);
         assert_eq!((&held["manifests"], &held["blobs"]), (&1.into(), &2.into()));
         assert_eq!(held["digest"], image.digest.to_string());
         assert_eq!(held["fetched"], held["bytes"]);
@@ -218,7 +249,7 @@ async fn an_image_fetched_ahead_is_served_without_asking_and_a_forgotten_tag_is_
     })
     .await
     .unwrap();
-    assert_eq!([Kind::ManifestHead, Kind::ManifestGet, Kind::BlobGet].map(|kind| upstream.count(kind)), [1, 1, 2]);
+    assert_eq!([Kind::ManifestHead, Kind::ManifestGet, Kind::BlobGet].map(|kind| upstream.count(kind)), [2, 2, 2]);
     let at = root.path().to_path_buf();
     tokio::task::spawn_blocking(move || {
         let forget = ["mirror", "forget", "up.example/a/b:v1", "--server", &larder.admin, "-o", "json"];
@@ -228,7 +259,7 @@ async fn an_image_fetched_ahead_is_served_without_asking_and_a_forgotten_tag_is_
     })
     .await
     .unwrap();
-    assert_eq!([Kind::ManifestHead, Kind::ManifestGet].map(|kind| upstream.count(kind)), [2, 1]);
+    assert_eq!([Kind::ManifestHead, Kind::ManifestGet].map(|kind| upstream.count(kind)), [3, 2]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `larder mirror check`: does a client's pull reach the mirror?
 //!
-//! Files first, then the mirror itself as containerd would ask it, then containerd: what its configuration says, and
+//! Files first, then the mirror itself as containerd would ask it, and whether it reaches its upstreams, then containerd: what its configuration says, and
 //! with `--image` a pull by it, during which the mirror must have been called. A containerd that does not run here is
 //! not judged.
 
@@ -36,6 +36,8 @@ use crate::{
 const PULL: Duration = Duration::from_secs(600);
 /// For the metrics of a daemon on this machine.
 const METRICS: Duration = Duration::from_secs(5);
+/// A name for a repository that nobody has.
+const PROBED: &str = "larder-check";
 /// containerd's namespace for the test's image, so that it is no other's.
 const NAMESPACE: &str = "larder-check";
 
@@ -129,7 +131,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     for upstream in &config.upstreams {
         let what = format!("the mirror, asked for {}", upstream.host);
-        findings.push(Finding::from(what, answers(&config, &local, upstream).await));
+        let found = Finding::from(what, answers(&config, &local, upstream).await);
+        let answers = found.result == Verdict::Good;
+        findings.push(found);
+        if answers {
+            spinner.set_message(format!("asking {} through the mirror", upstream.host));
+            let what = format!("{}, asked by the mirror", upstream.host);
+            findings.push(Finding::from(what, reaches(&local, upstream).await).of_a_pull());
+        }
     }
     if let Some((reference, upstream)) = &image {
         spinner.set_message("pulling from the mirror");
@@ -235,6 +244,24 @@ async fn answers(config: &Config, local: &Local, upstream: &UpstreamSettings) ->
             config.admin_listen
         ),
         _ => Ok(format!("{} answers (its admin listener does not, so that it is Larder is not certain)", local.url)),
+    }
+}
+
+/// Whether the mirror has an answer from the upstream, whatever that is: the tags of a repository that need not exist.
+/// That fetches nothing, and is a question that no registry counts as a pull.
+async fn reaches(local: &Local, upstream: &UpstreamSettings) -> anyhow::Result<String> {
+    let name = match upstream.repositories.first() {
+        Some(pattern) => pattern.to_string().replace('*', PROBED),
+        None => format!("{PROBED}/none"),
+    };
+    let answer = client::ask(local, Method::GET, &format!("/v2/{name}/tags/list?ns={}", upstream.host)).await?;
+    let said = serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap_or_default();
+    let said = said["errors"][0]["message"].as_str().unwrap_or_default();
+    let by_upstream = said.starts_with("upstream said ") || said.starts_with("the upstream's token service said ");
+    match answer.status {
+        StatusCode::OK => Ok("answers".into()),
+        StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED if by_upstream => Ok("answers".into()),
+        status => bail!("{} answered {status}: {}", local.url, said.chars().take(300).collect::<String>()),
     }
 }
 

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 
 use super::super::usage;
-use crate::config::{Address, Config, UpstreamSettings};
+use crate::{
+    config::{Address, Config, UpstreamSettings},
+    oci::Registry,
+};
 
 /// The file's name.
 pub const FILE: &str = "hosts.toml";
@@ -85,14 +88,27 @@ pub fn folder(upstream: &UpstreamSettings) -> String {
     }
 }
 
-/// Where the upstream itself is, as clients reach it when the mirror does not answer.
+/// Where clients go when the mirror does not answer: the registry as they reach it without Larder, by its own name. Of
+/// the `url` only that counts which says how to speak to that name: one that leads elsewhere, to an address inside or to
+/// another cache, is Larder's way, which clients may not have, or may not use with their credentials.
 pub fn server(upstream: &UpstreamSettings) -> String {
-    match &upstream.url {
-        Some(url) => url.trim_end_matches('/').to_owned(),
-        // Its API is not where its name leads.
-        None if upstream.host.to_string() == "docker.io" => "https://registry-1.docker.io".into(),
-        None => format!("https://{}", upstream.host),
-    }
+    let host = upstream.host.to_string();
+    let Ok(registry) = host.parse::<Registry>() else { return format!("https://{host}") };
+    let plain = match &upstream.url {
+        Some(url) if names_host(upstream) => url.starts_with("http://"),
+        // As containerd speaks to a registry on its own machine unless told otherwise.
+        Some(_) => registry.is_loopback_literal() && registry.port().is_some_and(|port| port != 443),
+        None => false,
+    };
+    format!("{}://{}", if plain { "http" } else { "https" }, registry.api_authority())
+}
+
+/// Whether Larder asks the registry by its own name, too.
+fn names_host(upstream: &UpstreamSettings) -> bool {
+    let Some(url) = &upstream.url else { return true };
+    let at = url.split_once("://").map_or(url.as_str(), |(_, at)| at).trim_end_matches('/');
+    let named = |text: &str| text.strip_suffix(":443").unwrap_or(text).parse::<Registry>().ok();
+    named(at) == named(&upstream.host.to_string())
 }
 
 /// The whole text of the file for an upstream.
@@ -101,7 +117,8 @@ pub fn text(upstream: &UpstreamSettings, local: &Local) -> anyhow::Result<String
     rest.push_str(&format!("# Pulls from {} go to the mirror on this machine first, and to the\n", upstream.host));
     rest.push_str("# server below where the mirror does not answer within the time of dial_timeout, or says that it cannot help.\n");
     rest.push_str(&format!("server = {}\n", quoted(&server(upstream))?));
-    if let Some(ca) = &upstream.ca {
+    // It is for the server that Larder asks.
+    if let Some(ca) = upstream.ca.as_ref().filter(|_| names_host(upstream)) {
         rest.push_str(&format!("ca = {}\n", quoted_path(ca)?));
     }
     rest.push_str(&format!("\n[host.{}]\n", quoted(&local.url)?));
@@ -175,11 +192,18 @@ mod tests {
     }
 
     #[test]
-    fn fallback_leads_to_where_the_upstream_is() {
+    fn fallback_leads_to_where_clients_go_without_a_mirror() {
         for (yaml, expected) in [
             ("upstreams: [{host: ghcr.io}]", "https://ghcr.io"),
             ("upstreams: [{host: docker.io}]", "https://registry-1.docker.io"),
-            ("upstreams: [{host: docker.io, url: 'https://hub.example'}]", "https://hub.example"),
+            ("upstreams: [{host: docker.io, url: 'https://hub.example'}]", "https://registry-1.docker.io"),
+            ("upstreams: [{host: docker.io, url: 'https://registry-1.docker.io/'}]", "https://registry-1.docker.io"),
+            ("upstreams: [{host: ghcr.io, url: 'https://ghcr.io:443'}]", "https://ghcr.io"),
+            ("upstreams: [{host: ghcr.io, url: 'http://10.0.0.7:5000'}]", "https://ghcr.io"),
+            ("upstreams: [{host: 'r.example:5000', url: 'https://10.0.0.7:5000'}]", "https://r.example:5000"),
+            ("upstreams: [{host: 'r.example:5000', url: 'http://r.example:5000'}]", "http://r.example:5000"),
+            ("upstreams: [{host: 'r.example:5000', url: 'http://r.example'}]", "https://r.example:5000"),
+            ("upstreams: [{host: '127.0.0.1:5001', url: 'https://10.0.0.7'}]", "http://127.0.0.1:5001"),
             ("upstreams: [{host: '127.0.0.1:5001', url: 'http://127.0.0.1:5001/'}]", "http://127.0.0.1:5001"),
         ] {
             assert_eq!(server(&config(yaml).upstreams[0]), expected, "{yaml}");
@@ -202,6 +226,9 @@ mod tests {
                 "  dial_timeout = \"200ms\"",
             ]
         );
+        let elsewhere = config("upstreams: [{host: quay.io, url: 'https://10.0.0.7', ca: /etc/ssl/corp.pem}]");
+        let written = text(&elsewhere.upstreams[0], &Local::of(&elsewhere, None, None).unwrap()).unwrap();
+        assert!(!written.contains("corp.pem"), "an authority for another server: {written}");
         let tls =
             config("upstreams: [{host: quay.io}]\nregistry: {tls: {cert: /c.pem, key: /k.pem, clientCA: /a.pem}}");
         assert!(Local::of(&tls, None, None).is_err());

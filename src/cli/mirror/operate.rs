@@ -169,14 +169,32 @@ pub async fn pin(arguments: Pin) -> anyhow::Result<()> {
     image.print(&answer, &format!("{reference} is held and stays: {}", held(&answer)))
 }
 
+fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 fn held(answer: &Value) -> String {
     let number = |name: &str| answer[name].as_u64().unwrap_or_default();
     format!(
-        "{}, {} manifests and {} blobs, {}; fetched {} of it now",
+        "{}, {} and {}, {}; fetched {} of it now",
         answer["digest"].as_str().unwrap_or_default(),
-        number("manifests"),
-        number("blobs"),
+        counted(number("manifests"), "manifest"),
+        counted(number("blobs"), "blob"),
         output::bytes(number("bytes")),
         output::bytes(number("fetched"))
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_a_kind_is_told_as_one() {
+        let told = |manifests: u64, blobs: u64| {
+            held(&serde_json::json!({"digest": "d", "manifests": manifests, "blobs": blobs, "bytes": 0, "fetched": 0}))
+        };
+        assert!(told(1, 2).starts_with("d, 1 manifest and 2 blobs, "), "{}", told(1, 2));
+        assert!(told(0, 1).starts_with("d, 0 manifests and 1 blob, "), "{}", told(0, 1));
+    }
 }

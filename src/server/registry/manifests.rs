@@ -249,7 +249,7 @@ fn keep(
         // A link may outlive its blob: until the next collection, or where a damaged one was taken away.
         if is_here(&local, &document, descriptor)? && store.has(&descriptor.digest)? {
             refers_to.push(descriptor.digest);
-        } else if !may_be_missing(&descriptor.media_type) {
+        } else if !may_be_missing(&document, descriptor) {
             let failure = Failure::new(ErrorCode::ManifestBlobUnknown, Class::NotFound);
             let message = format!("{} is not in repository {repository}: push it first", descriptor.digest);
             return Err(failure.message(message));
@@ -286,17 +286,23 @@ fn keep(
     Ok(subject)
 }
 
-/// Whether what a manifest names is in the repository: a manifest for an index, else a blob.
+/// Whether what a manifest names is in the repository: for an index as a manifest, or else as a blob.
 fn is_here(local: &LocalRepository<'_>, document: &Document, descriptor: &Descriptor) -> Result<bool, Failure> {
     Ok(match document {
         Document::Image(_) => local.has_blob(&descriptor.digest)?,
-        Document::Index(_) => local.manifest(&descriptor.digest)?.is_some(),
+        Document::Index(_) => local.manifest(&descriptor.digest)?.is_some() || local.has_blob(&descriptor.digest)?,
     })
 }
 
-/// Layers that must not be distributed are not pushed (image-spec 1.1, "Non-Distributable Layers").
-fn may_be_missing(media_type: &str) -> bool {
-    media_type.starts_with("application/vnd.oci.image.layer.nondistributable.v1.")
+/// Whether a manifest is good without it. A registry may refuse what names something that is not there
+/// (distribution-spec 1.1, "Pushing Manifests"). An index is taken all the same: a copy of some of its platforms keeps
+/// its digest, and so its signatures. What is missing is not referred to: nothing that others hold is kept, or may be
+/// read, for being named; a child that comes later has a record of its own. An image without a layer runs nowhere;
+/// layers that must not be distributed are not pushed (image-spec 1.1, "Non-Distributable Layers").
+fn may_be_missing(document: &Document, named: &Descriptor) -> bool {
+    let media_type = &named.media_type;
+    matches!(document, Document::Index(_))
+        || media_type.starts_with("application/vnd.oci.image.layer.nondistributable.v1.")
         || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")
 }
 
@@ -305,7 +311,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_layers_that_must_not_be_distributed_may_be_missing() {
+    fn of_an_image_only_layers_that_must_not_be_distributed_may_be_missing() {
+        let image = Document::parse(br#"{"schemaVersion":2,"config":{"mediaType":"a/b","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#, Some(media_type::OCI_MANIFEST)).unwrap();
+        let index = Document::parse(br#"{"schemaVersion":2,"manifests":[]}"#, Some(media_type::OCI_INDEX)).unwrap();
         for (media_type, expected) in [
             ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", true),
             ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", true),
@@ -313,7 +321,16 @@ mod tests {
             (media_type::OCI_CONFIG, false),
             ("", false),
         ] {
-            assert_eq!(may_be_missing(media_type), expected, "{media_type}");
+            let named = Descriptor {
+                media_type: media_type.into(),
+                digest: Digest::sha256(b"x"),
+                size: 1,
+                platform: None,
+                artifact_type: None,
+                annotations: BTreeMap::new(),
+            };
+            assert_eq!(may_be_missing(&image, &named), expected, "{media_type}");
+            assert!(may_be_missing(&index, &named), "{media_type}");
         }
     }
 }

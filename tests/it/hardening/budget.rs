@@ -1,5 +1,6 @@
 //! Bounds of the disk, seen from outside: versions come and go, and what is kept stays within its budget.
 
+use larder::digest::Digest;
 use serde_json::{Value, json};
 
 use super::{
@@ -9,6 +10,7 @@ use super::{
 };
 use crate::support::{
     fixtures::{files, files_in},
+    http,
     larder::{fetch_artifact, is_ready},
 };
 
@@ -47,6 +49,26 @@ fn what_is_cached_stays_within_its_budget_and_one_blob() {
     assert_eq!(world.larder.metric("larder_store_max_bytes", &[]), BUDGET);
     assert!(world.larder.metric("larder_store_evicted_total", &[("reason", "budget")]) >= 10);
     assert!(kept() > BUDGET / 2, "{}: no more goes than has to", kept());
+    world.finish();
+}
+
+#[test]
+fn what_is_cached_is_told_at_once_and_without_a_budget_too() {
+    let world = World::start(&[]);
+    let shown = || {
+        let kept = world.larder.metric("larder_store_bytes", &[("kind", "blob")]);
+        (world.larder.metric("larder_store_cached_bytes", &[]), kept)
+    };
+    versions(&world, "app", 2, 10_000, || {
+        let (cached, kept) = shown();
+        assert!(cached == kept && cached > 5_000, "{cached} {kept}");
+    });
+    let (cached, kept) = shown();
+    // What is pushed has no other source.
+    let digest = Digest::sha256(&[7; 5000]);
+    let target = format!("{}/v2/mine/blobs/uploads/?digest={digest}", world.larder.registry);
+    assert_eq!(http::send("POST", &target, &[], &[7; 5000]).unwrap().status, 201);
+    assert_eq!(shown(), (cached, kept + 5000));
     world.finish();
 }
 

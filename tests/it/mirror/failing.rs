@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Scene, cache_status, push};
-use crate::support::registry::{Fault, Kind, Seen, of};
+use crate::support::registry::{Fault, Kind, ScriptedRegistry, Seen, of};
 
 fn everything(_: &Seen) -> bool {
     true
@@ -126,6 +126,7 @@ async fn nobody_at_the_upstreams_address_is_503_within_two_seconds() {
         assert_eq!((reply.status, reply.code().as_str()), (503, "UNAVAILABLE"), "{path}");
         // The four attempts of this test's client take milliseconds; the point is that nothing waits for a time-out.
         assert!(begin.elapsed() < Duration::from_secs(9), "{path}");
+        assert_eq!(reply.text().contains("a moment ago"), !path.ends_with("manifests/v1"), "{}", reply.text());
     }
 }
 
@@ -166,4 +167,73 @@ async fn a_registry_whose_head_is_broken_is_asked_by_get() {
         assert_eq!(scene.head(&format!("a/blobs/{}", image.layer)).await.status, 200);
         assert_eq!(scene.asked(Kind::ManifestGet), 1, "{fault:?}");
     }
+}
+
+/// How often an upstream that is asked for one thing is asked: once, and at its door.
+const ASKED: usize = 2;
+
+#[tokio::test]
+async fn a_silent_upstream_costs_one_request_its_time_and_the_others_nothing() {
+    let scene = Scene::new().await;
+    let image = push(&scene.upstream, "a", "v1", b"layer");
+    let other = ScriptedRegistry::start().await;
+    push(&other, "a", "v1", b"layer");
+    let scene = scene.beside(&other).await;
+    scene.upstream.fault(everything, usize::MAX, Fault::Hang);
+    let begin = Instant::now();
+    assert_eq!(scene.get("a/manifests/v1").await.status, 503);
+    assert!((8..10).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+    assert_eq!(scene.upstream.requests(), ASKED);
+    let begin = Instant::now();
+    for n in 0..5 {
+        let paths = [format!("a/manifests/t{n}"), format!("r{n}/tags/list"), format!("a/blobs/{}", image.layer)];
+        for path in paths {
+            let reply = scene.get(&path).await;
+            assert_eq!((reply.status, reply.header("retry-after")), (503, Some("5")), "{path}");
+            assert!(reply.text().contains("did not answer a moment ago"), "{}", reply.text());
+        }
+        assert_eq!(scene.head(&format!("a/blobs/{}", image.config)).await.status, 503);
+    }
+    assert_eq!(scene.running.get("/v2/a/manifests/v1?ns=other.example", &[]).await.status, 200, "another is another");
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    assert_eq!(scene.upstream.requests(), ASKED, "nothing is sent meanwhile");
+    // The window's one question, and what is told to those who come while it waits.
+    scene.pass(5);
+    let begin = Instant::now();
+    let blob = format!("a/blobs/{}", image.layer);
+    let (asks, told) = tokio::join!(scene.get("a/manifests/v1"), async {
+        while scene.upstream.requests() == ASKED {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let told = scene.get(&blob).await;
+        assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+        // It talks again while that question waits in vain: so the door answers, and nobody else has to wait.
+        scene.upstream.heal();
+        told
+    });
+    assert_eq!((asks.status, told.status), (503, 503));
+    assert_eq!(scene.get(&blob).await.body, image.layer_bytes);
+    assert_eq!(scene.get("a/manifests/v1").await.body, image.manifest);
+}
+
+#[tokio::test]
+async fn one_thing_that_hangs_does_not_make_an_upstream_silent() {
+    let scene = Scene::new().await;
+    let image = push(&scene.upstream, "a", "v1", b"layer");
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let elsewhere = format!("http://{}/blob", nobody.local_addr().unwrap());
+    let closed = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        format!("http://{}/blob", listener.local_addr().unwrap())
+    };
+    let at = |digest: String| move |seen: &Seen| seen.path.ends_with(&digest);
+    scene.upstream.fault(at(image.layer.to_string()), usize::MAX, Fault::redirect(elsewhere));
+    scene.upstream.fault(at("v2".into()), usize::MAX, Fault::Hang);
+    scene.upstream.fault(at(image.config.to_string()), usize::MAX, Fault::redirect(closed));
+    let paths = [format!("a/blobs/{}", image.config), format!("a/blobs/{}", image.layer), "a/manifests/v2".to_owned()];
+    let [refused, silent, hangs] = paths.each_ref().map(|path| scene.get(path));
+    let statuses = tokio::join!(refused, silent, hangs);
+    assert_eq!([statuses.0.status, statuses.1.status, statuses.2.status], [503; 3]);
+    assert_eq!(scene.get("a/manifests/v1").await.status, 200);
+    assert_eq!(scene.get("b/manifests/v1").await.status, 404, "it is asked");
 }

@@ -101,6 +101,18 @@ impl Scene {
         Self { upstream: ScriptedRegistry::start().await, clock, mirror, running, root }
     }
 
+    /// The same with nothing held, and with another upstream under the name `other.example`.
+    pub async fn beside(self, other: &ScriptedRegistry) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let config = |name: &str, of: &ScriptedRegistry| {
+            UpstreamConfig::new(name.parse().unwrap(), Some(of.origin().to_string()))
+        };
+        let upstreams = vec![config("up.example", &self.upstream), config("other.example", other)];
+        let mirror = mirror(root.path(), upstreams, self.clock.clone());
+        let running = serve(&mirror);
+        Self { mirror, running, root, ..self }
+    }
+
     pub async fn get(&self, path: &str) -> Reply {
         self.request("GET", path, &[]).await
     }

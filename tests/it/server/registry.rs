@@ -1,5 +1,7 @@
 //! Contract section 3, as far as local repositories go.
 
+use std::time::Duration;
+
 use larder::{
     digest::{Algorithm, Digest},
     oci::media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST},
@@ -218,10 +220,54 @@ async fn manifests_are_checked_before_they_are_kept() {
     assert_eq!(running.get("/v2/a/manifests/v1", &[]).await.code(), "MANIFEST_UNKNOWN");
     let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
         {"mediaType": OCI_MANIFEST, "digest": Digest::sha256(&serde_json::to_vec(&good).unwrap()), "size": 10}]});
-    assert_eq!(put_manifest(&running, "a", "i", &index).await.0.code(), "MANIFEST_BLOB_UNKNOWN");
-    assert_eq!(put_manifest(&running, "a", "v1", &good).await.0.status, 201);
-    assert_eq!(put_manifest(&running, "a", "i", &index).await.0.status, 201);
+    assert_eq!(put_manifest(&running, "a", "i", &index).await.0.status, 201, "an index may be sparse");
     assert_eq!(running.get("/v2/a/manifests/i", &[]).await.header("content-type"), Some(OCI_INDEX));
+}
+
+#[tokio::test]
+async fn an_index_without_all_its_children_is_kept_and_neither_shows_nor_keeps_what_others_hold() {
+    let (scene, running) = start();
+    for repository in ["a", "other"] {
+        push_blob(&running, repository, b"{}").await;
+    }
+    let [here, elsewhere] = [
+        manifest(b"{}", &[]),
+        json!({"annotations": {"n": "1"}, "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST, "config": manifest(b"{}", &[])["config"], "layers": []}),
+    ];
+    let (_, child) = put_manifest(&running, "a", "v1", &here).await;
+    let (reply, missing) = put_manifest(&running, "other", "v1", &elsewhere).await;
+    assert_eq!(reply.status, 201);
+    let blob = push_blob(&running, "a", b"named by nothing but the index").await;
+    let child_of = |digest: &Digest| json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": 10});
+    let nowhere = Digest::sha256(b"nowhere");
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX,
+        "manifests": [child_of(&child), child_of(&missing), child_of(&nowhere), child_of(&blob)]});
+    let (reply, digest) = put_manifest(&running, "a", "i", &index).await;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    assert_eq!(running.get(&format!("/v2/a/manifests/{digest}"), &[]).await.body, serde_json::to_vec(&index).unwrap());
+    let show = async || {
+        let mut statuses = Vec::new();
+        for digest in [&child, &missing, &nowhere] {
+            statuses.push(running.get(&format!("/v2/a/manifests/{digest}"), &[]).await.status);
+        }
+        statuses
+    };
+    assert_eq!(show().await, [200, 404, 404], "being named gives nobody what another repository holds");
+    let record = scene.store.local(&"a".parse().unwrap()).manifest_record(&digest).unwrap().unwrap();
+    let mut kept = vec![child, blob];
+    kept.sort();
+    assert_eq!(record.refers_to, kept);
+    // What the other repository lets go of is collected, though the index names it.
+    let target = format!("/v2/other/manifests/{missing}");
+    assert_eq!(running.request("DELETE", &target, &[], b"").await.status, 202);
+    let collected = scene.store.collect(Vec::new, Duration::ZERO).unwrap();
+    assert_eq!((collected.blobs, scene.store.has(&missing).unwrap()), (1, false));
+    assert!([child, blob, digest].iter().all(|digest| scene.store.has(digest).unwrap()));
+    // It comes at last, and stays.
+    assert_eq!(put_manifest(&running, "a", "late", &elsewhere).await.0.status, 201);
+    assert_eq!(scene.store.collect(Vec::new, Duration::ZERO).unwrap().blobs, 0);
+    assert_eq!(show().await, [200, 200, 404]);
 }
 
 #[tokio::test]
