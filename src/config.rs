@@ -212,7 +212,15 @@ fn watch_kinds(named: &[WatchKind], only_publishes: bool) -> Vec<Kind> {
 
 /// The JSON schema of the configuration file, for `larder config schema`.
 pub fn schema() -> serde_json::Value {
-    schemars::schema_for!(Settings).to_value()
+    let mut schema = schemars::schema_for!(Settings).to_value();
+    // What the reader takes by another spelling too, which the generator does not tell of.
+    if let Some(properties) = schema["properties"].as_object_mut() {
+        for (name, alias) in [("tagTtl", "tagTTL"), ("negativeTtl", "negativeTTL")] {
+            let property = properties[name].clone();
+            properties.insert(alias.to_owned(), property);
+        }
+    }
+    schema
 }
 
 /// Reads a configuration file's text; `name` is for messages.

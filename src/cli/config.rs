@@ -5,15 +5,20 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::output::{self, Format};
+use super::output::{self, DocumentFormat, Format};
 use crate::config::{self, ConfigErrors};
 
 /// The configuration file of `larder serve`
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "Example:\n  larder config check /etc/larder/larder.yaml")]
 pub enum Command {
     /// Print its JSON schema
     #[command(after_help = "Example:\n  larder config schema > larder.schema.json")]
-    Schema,
+    Schema {
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t = DocumentFormat::Json)]
+        output: DocumentFormat,
+    },
     /// Check a file, and the files that it names: what is wrong, and where
     #[command(
         after_help = "Exit 1 if `larder serve` would not start with it.\n\nExamples:\n  larder config check /etc/larder/larder.yaml\n  larder config check larder.yaml -o json"
@@ -30,8 +35,8 @@ pub enum Command {
 /// Runs the command.
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Schema => {
-            output::print_document(&config::schema(), Format::Json)?;
+        Command::Schema { output } => {
+            output::print_document(&config::schema(), output.into())?;
         }
         Command::Check { file, output } => {
             let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;

@@ -5,7 +5,7 @@ use std::{io::Read as _, path::Path};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
-use super::output;
+use super::output::{self, DocumentFormat};
 use crate::{
     apply::yaml_text,
     objects::crd::{DEFINITIONS, Definition, widen},
@@ -34,30 +34,14 @@ pub struct Arguments {
     patch: Option<Option<String>>,
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
-}
-
-/// `-o`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    /// Documents.
-    #[default]
-    Yaml,
-    /// One List.
-    Json,
+    output: DocumentFormat,
 }
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.patch {
         None => print(DEFINITIONS.iter().map(Definition::crd).collect(), arguments.output),
-        Some(None) => {
-            let format = match arguments.output {
-                Format::Yaml => output::Format::Yaml,
-                Format::Json => output::Format::Json,
-            };
-            output::print_document(&widen::component(), format)
-        }
+        Some(None) => output::print_document(&widen::component(), arguments.output.into()),
         Some(Some(file)) => {
             let mut crds = installed(&read(file)?);
             if crds.is_empty() {
@@ -88,10 +72,10 @@ fn without_servers(crd: &mut Value) {
     }
 }
 
-fn print(crds: Vec<Value>, format: Format) -> anyhow::Result<()> {
+fn print(crds: Vec<Value>, format: DocumentFormat) -> anyhow::Result<()> {
     match format {
-        Format::Yaml => output::print(&yaml_text::write_all(&crds)),
-        Format::Json => {
+        DocumentFormat::Yaml => output::print(&yaml_text::write_all(&crds)),
+        DocumentFormat::Json => {
             let list = json!({"apiVersion": "v1", "kind": "List", "items": crds});
             output::print_document(&list, output::Format::Json)
         }

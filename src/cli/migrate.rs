@@ -12,6 +12,7 @@ use crate::{
 
 /// Moving from Flux to Larder
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "Example:\n  larder migrate report")]
 pub enum Command {
     /// Tell which objects would differ under Larder, and why
     ///

@@ -19,6 +19,7 @@ const CERTS_D: &str = "/etc/containerd/certs.d";
 
 /// Set up what pulls through this mirror, test that it does, and say what is to be held
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "Example:\n  larder mirror check --config /etc/larder/larder.yaml")]
 pub enum Command {
     /// Write containerd's hosts.toml for every upstream
     #[command(

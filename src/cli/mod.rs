@@ -27,7 +27,13 @@ use crate::{
 
 /// A content-addressed cache and artifact server for configuration shipped as OCI images.
 #[derive(Debug, Parser)]
-#[command(name = "larder", version, propagate_version = true, max_term_width = 110)]
+#[command(
+    name = "larder",
+    version,
+    propagate_version = true,
+    max_term_width = 110,
+    after_help = "Examples:\n  larder quickstart\n  larder serve --objects ./objects --data ./larder-data\n  larder push oci://registry.example.com/team/app:v1 --path ./manifests\n\nEach command has examples of its own: larder COMMAND --help"
+)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,

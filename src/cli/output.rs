@@ -20,6 +20,25 @@ pub enum Format {
     Yaml,
 }
 
+/// `-o` of what is no table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DocumentFormat {
+    /// Documents.
+    #[default]
+    Yaml,
+    /// One document: several are a List.
+    Json,
+}
+
+impl From<DocumentFormat> for Format {
+    fn from(format: DocumentFormat) -> Self {
+        match format {
+            DocumentFormat::Yaml => Self::Yaml,
+            DocumentFormat::Json => Self::Json,
+        }
+    }
+}
+
 /// Prints `value` as one JSON or YAML document.
 pub fn print_document(value: &impl Serialize, format: Format) -> anyhow::Result<()> {
     let text = match format {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use rustix::fs::{CWD, RenameFlags, XattrFlags};
+use rustix::{
+    fs::{CWD, RenameFlags, XattrFlags},
+    io::Errno,
+};
 use serde_json::json;
 
 use super::{
@@ -141,8 +144,19 @@ fn refuse_what_is_not_ours(target: &Path, force: bool) -> anyhow::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.with_context(|| format!("cannot look at {}", target.display()))?,
     };
+    if metadata.is_symlink() {
+        bail!("{} is a symbolic link; name the directory itself", target.display());
+    }
     if !metadata.is_dir() {
         bail!("{} exists and is not a directory; name another", target.display());
+    }
+    if target.parent().and_then(|parent| fs::metadata(parent).ok()).is_some_and(|parent| parent.dev() != metadata.dev())
+    {
+        bail!(
+            "{} is a mount point, which cannot be replaced in one step; name a directory in it, such as {}",
+            target.display(),
+            target.join("contents").display()
+        );
     }
     let is_empty = fs::read_dir(target).with_context(|| format!("cannot read {}", target.display()))?.next().is_none();
     if is_empty || force {
@@ -211,6 +225,30 @@ fn put_in_place(tree: &Path, target: &Path, digest: &Digest) -> anyhow::Result<(
     match rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::EXCHANGE) {
         // What was there lies in the working directory now, and goes with it.
         Ok(()) => Ok(()),
+        // A mount of the same file system.
+        Err(Errno::BUSY) => {
+            bail!("{} is a mount point, which cannot be replaced in one step; name a directory in it", target.display())
+        }
         Err(error) => Err(std::io::Error::from(error)).with_context(context),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_replaced_is_told_before_anything_is_pulled() {
+        let root = tempfile::tempdir().unwrap();
+        let [empty, file, link] = ["empty", "file", "link"].map(|name| root.path().join(name));
+        fs::create_dir(&empty).unwrap();
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&empty, &link).unwrap();
+        let said = |target: &Path| refuse_what_is_not_ours(target, true).map_err(|error| error.to_string());
+        assert_eq!(said(&empty), Ok(()));
+        assert_eq!(said(&root.path().join("none")), Ok(()));
+        assert!(said(&file).unwrap_err().contains("is not a directory"));
+        assert!(said(&link).unwrap_err().contains("is a symbolic link"));
+        assert!(said(Path::new("/proc")).unwrap_err().contains("is a mount point"));
     }
 }

@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(3_600);
 
 /// Look at, check or clean a data directory
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "Example:\n  larder store info --data /var/lib/larder")]
 pub enum Command {
     /// What is kept, and what keeping it once saves
     #[command(after_help = "Example:\n  larder store info --data /var/lib/larder -o json")]

@@ -126,11 +126,11 @@ pub struct Settings {
     #[arg(long, value_name = "N", env = "LARDER_CONCURRENCY")]
     pub concurrency: Option<NonZeroU16>,
 
-    /// How long a superseded artifact is served at least [default: 60s].
+    /// How long a superseded artifact is served at least, and its unpacked contents kept [default: 60s].
     #[arg(long, value_name = "DURATION", env = "LARDER_ARTIFACT_RETENTION_TTL")]
     pub artifact_retention_ttl: Option<FluxDuration>,
 
-    /// How many artifacts of one object are kept at most, the current one among them [default: 2].
+    /// How many artifacts of one object are served at least, the current one among them [default: 2].
     #[arg(long, value_name = "N", env = "LARDER_ARTIFACT_RETENTION_RECORDS")]
     pub artifact_retention_records: Option<NonZeroU16>,
 

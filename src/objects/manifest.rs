@@ -268,7 +268,6 @@ fn decode(value: &str) -> Option<String> {
 }
 
 fn read_secret(document: &Value, warnings: &mut Vec<String>) -> Result<Content, String> {
-    let kind = document.get("type").and_then(Value::as_str).unwrap_or("Opaque").to_owned();
     let mut data = BTreeMap::new();
     for (key, value) in string_map(document, "data")? {
         let text = decode(value).unwrap_or_else(|| {
@@ -283,6 +282,9 @@ fn read_secret(document: &Value, warnings: &mut Vec<String>) -> Result<Content, 
     for (key, value) in string_map(document, "stringData")? {
         data.insert(key.to_owned(), Secret::new(value));
     }
+    // An API server makes every Secret without a type Opaque. In a file what it has may say what it is.
+    let unnamed = if data.contains_key(".dockerconfigjson") { "kubernetes.io/dockerconfigjson" } else { "Opaque" };
+    let kind = document.get("type").and_then(Value::as_str).unwrap_or(unnamed).to_owned();
     Ok(Content::Secret(Arc::new(SecretObject { kind, data })))
 }
 

@@ -97,6 +97,15 @@ pub(super) async fn find(
             Refused::authentication(format!("spec.{field}: Secret '{}/{name}' {what}", object.key.namespace))
         };
         let data = |key: &str| secret.data.get(key);
+        for (key, kind) in PULL_SECRETS {
+            if data(key).is_some() && secret.kind != kind {
+                let found = &secret.kind;
+                return Err(named(&format!(
+                    "has a {key} and is of type {found}: its type has to be {kind}; make it with \
+                     `kubectl create secret docker-registry`"
+                )));
+            }
+        }
         if let Some(text) = data(".dockerconfigjson") {
             let more = docker_config::parse(text.expose().as_bytes())
                 .map_err(|e| named(&format!("has a .dockerconfigjson that cannot be used: {e}")))?;
@@ -123,6 +132,10 @@ pub(super) async fn find(
     // anonymous, but no cloud login.
     Ok(Found::Given(config.lookup(&reference.registry, &reference.repository)))
 }
+
+/// What logs in at registries, and the type of Secret that has it: kubelets and Flux take it from no other.
+const PULL_SECRETS: [(&str, &str); 2] =
+    [(".dockerconfigjson", "kubernetes.io/dockerconfigjson"), (".dockercfg", "kubernetes.io/dockercfg")];
 
 /// What a spec alone shows, of [`find`].
 pub(super) fn acceptable(asked: &Asked<'_>) -> Result<(), Refused> {

@@ -5,14 +5,12 @@
 
 mod build;
 mod cluster;
+mod wake;
 
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{Shared, backoff::jittered};
 use crate::{
@@ -31,6 +29,8 @@ use crate::{
 };
 pub use build::{Folders, rendered_file};
 pub use cluster::finalize;
+pub use wake::Task;
+use wake::{Asked, Wake};
 
 /// How soon a missing source or dependency is looked for again (`--requeue-dependency`).
 const REQUEUE_DEPENDENCY: Duration = Duration::from_secs(30);
@@ -40,23 +40,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const AFTER_CANCEL: Duration = Duration::from_secs(1);
 /// The shortest default timeout, and what the default leaves of the interval.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(30);
-
-/// A Kustomization's task; dropping it ends the task after its pass.
-pub struct Task(mpsc::UnboundedSender<Option<oneshot::Sender<()>>>);
-
-impl Task {
-    /// Asks for a pass; the receiver hears of its end.
-    pub fn request(&self) -> oneshot::Receiver<()> {
-        let (send, receive) = oneshot::channel();
-        let _ = self.0.send(Some(send));
-        receive
-    }
-
-    /// Asks for a pass.
-    pub fn wake(&self) {
-        let _ = self.0.send(None);
-    }
-}
 
 /// `spec.timeout`: the interval less 30 s if absent, at least 30 s.
 pub fn timeout(spec: &KustomizationSpec) -> Duration {
@@ -75,8 +58,8 @@ pub fn admit(shared: &Arc<Shared>, key: &Key) {
     match &entry.task {
         Some(task) => task.wake(),
         None => {
-            let (send, receive) = mpsc::unbounded_channel();
-            entry.task = Some(Task(send));
+            let (task, receive) = Task::new();
+            entry.task = Some(task);
             tokio::spawn(run(Arc::clone(shared), key.clone(), receive));
         }
     }
@@ -104,30 +87,28 @@ fn takes_from(object: &Object, spec: &KustomizationSpec, key: &Key) -> bool {
     source.kind == key.kind.name() && *source.name == *key.name && *namespace(&source.namespace) == *key.namespace
 }
 
-async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<Option<oneshot::Sender<()>>>) {
+async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<Wake>) {
     shared.synced().await;
-    let mut waiters = Vec::new();
+    let mut asked = Asked::default();
     if awaits_source(&shared, &key) {
         // Its artifact wakes. Sources come first then, and nobody has to read of a wait that is over in a moment.
         match tokio::time::timeout(PATIENCE, wakes.recv()).await {
-            Ok(Some(waiter)) => waiters.extend(waiter),
+            Ok(Some(wake)) => asked.take(wake),
             Ok(None) => return,
             Err(_) => {}
         }
     }
     loop {
         while let Ok(wake) = wakes.try_recv() {
-            waiters.extend(wake);
+            asked.take(wake);
         }
         // Boxed, so that a Kustomization that waits does not hold the room of one that is brought up.
-        let due = Instant::now() + Box::pin(pass(&shared, &key)).await;
-        for waiter in waiters.drain(..) {
-            let _ = waiter.send(());
-        }
+        let due = Instant::now() + Box::pin(pass(&shared, &key, &asked)).await;
+        asked.answer();
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
             wake = wakes.recv() => match wake {
-                Some(waiter) => waiters.extend(waiter),
+                Some(wake) => asked.take(wake),
                 None => return,
             },
             () = shared.shutdown.wait() => return,
@@ -149,6 +130,7 @@ fn awaits_source(shared: &Shared, key: &Key) -> bool {
 
 /// What is to be brought up.
 struct Wanted<'a> {
+    asked: &'a Asked,
     object: &'a Arc<Object>,
     spec: &'a KustomizationSpec,
     artifact: &'a Artifact,
@@ -195,7 +177,7 @@ impl Blocked {
 }
 
 /// One pass; how long until the next.
-async fn pass(shared: &Arc<Shared>, key: &Key) -> Duration {
+async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked) -> Duration {
     let started = Instant::now();
     let Some((object, before)) = shared.lock().objects.get(key).map(|e| (Arc::clone(&e.object), e.status.clone()))
     else {
@@ -215,7 +197,7 @@ async fn pass(shared: &Arc<Shared>, key: &Key) -> Duration {
     }
     let mut status = before.clone();
     let mut log = Log::default();
-    let result = bring(shared, &object, spec, &mut status, &mut log).await;
+    let result = bring(shared, asked, &object, spec, &mut status, &mut log).await;
     let events = judge(&mut status, &before, &object, &result, &log);
     let class = result.as_ref().err().map(Blocked::class);
     shared.conclude(&object, status, events).await;
@@ -232,6 +214,7 @@ async fn pass(shared: &Arc<Shared>, key: &Key) -> Duration {
 /// Brings up what the source has now; the artifact that it was.
 async fn bring(
     shared: &Arc<Shared>,
+    asked: &Asked,
     object: &Arc<Object>,
     spec: &KustomizationSpec,
     status: &mut Status,
@@ -242,7 +225,7 @@ async fn bring(
     dependencies(shared, object, spec, &artifact)?;
     status.last_attempted_revision = Some(artifact.revision.clone());
     let variables = variables(shared, object, spec).await?;
-    let wanted = Wanted { object, spec, artifact: &artifact, variables };
+    let wanted = Wanted { asked, object, spec, artifact: &artifact, variables };
     match &shared.config.applier {
         Some(applier) => {
             cluster::bring(shared, applier, &wanted, status, log).await?;

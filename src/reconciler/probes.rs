@@ -7,7 +7,9 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -116,7 +118,9 @@ impl Probes {
             serde_json::to_vec(&inner.found).map_err(io::Error::other)?
         };
         let temporary = self.path.with_extension("json.new");
-        fs::write(&temporary, bytes)?;
+        // As all files of Larder's: for nobody else.
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&bytes)?;
         fs::rename(&temporary, &self.path)
     }
 

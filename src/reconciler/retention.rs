@@ -1,5 +1,6 @@
 //! How long superseded artifacts stay: at least [`super::Config::retention`], and at least the newest
 //! [`super::Config::retention_records`] of each object, so that whoever read a status a moment ago still finds its URL.
+//! Their unpacked contents have no URL: they stay for the first of these two only.
 //!
 //! What is superseded is not written down: after a restart the trees on disk tell, and their time begins anew.
 
@@ -27,6 +28,8 @@ struct Superseded {
     path: String,
     digest: Digest,
     since: Instant,
+    /// Its tree is gone; the artifact is kept as one of the records.
+    without_tree: bool,
 }
 
 impl Retained {
@@ -58,6 +61,7 @@ impl Retained {
             path: format!("{}/{}/{}/{}.tar.gz", key.kind.lower(), key.namespace, key.name, digest.hex()),
             digest,
             since,
+            without_tree: false,
         });
         let retained = Self(superseded.collect());
         for old in &retained.0 {
@@ -87,7 +91,7 @@ impl Retained {
     pub fn hold(&mut self, artifact: &Artifact) {
         self.0.retain(|s| s.path != artifact.path);
         let (path, digest) = (artifact.path.clone(), artifact.digest);
-        self.0.push(Superseded { path, digest, since: Instant::now() });
+        self.0.push(Superseded { path, digest, since: Instant::now(), without_tree: false });
     }
 
     /// Takes out what has been kept long enough.
@@ -97,23 +101,37 @@ impl Retained {
         let expired = self.0[..excess].iter().take_while(|s| s.since.elapsed() >= keep).count();
         self.0.drain(..expired).collect()
     }
+
+    /// What has been kept long enough for its tree to go, told once.
+    fn bare(&mut self, keep: Duration) -> Vec<Superseded> {
+        let old = self.0.iter_mut().filter(|s| !s.without_tree && s.since.elapsed() >= keep);
+        old.map(|s| {
+            s.without_tree = true;
+            s.clone()
+        })
+        .collect()
+    }
 }
 
 /// Takes superseded artifacts away as their time comes, until it is aborted.
 pub async fn sweep(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        let expired: Vec<(Key, Superseded)> = {
+        let (mut expired, mut bare) = (Vec::new(), Vec::new());
+        {
             let (keep, records) = (shared.config.retention, shared.config.retention_records);
             let mut state = shared.lock();
-            let expire = state.objects.values_mut().flat_map(|entry| {
-                let key = entry.object.key.clone();
-                entry.retained.expire(keep, records).into_iter().map(move |s| (key.clone(), s))
-            });
-            expire.collect()
-        };
+            for entry in state.objects.values_mut() {
+                let with_key = |s| (entry.object.key.clone(), s);
+                expired.extend(entry.retained.expire(keep, records).into_iter().map(with_key));
+                bare.extend(entry.retained.bare(keep).into_iter().map(with_key));
+            }
+        }
         for (key, old) in expired {
             take_away(&shared, &key, &old.path, old.digest).await;
+        }
+        for (key, old) in bare {
+            retire_tree(&shared, &key, old.digest).await;
         }
     }
 }
@@ -139,14 +157,19 @@ pub async fn discard(shared: &Arc<Shared>, key: &Key, artifact: &Artifact) {
 
 async fn take_away(shared: &Arc<Shared>, key: &Key, path: &str, digest: Digest) {
     shared.published.remove(path);
-    // Objects of different kinds with one name share the folder: a version goes when no status names it.
+    retire_tree(shared, key, digest).await;
+}
+
+/// Takes a version's tree away. Objects of different kinds with one name share the folder: it stays as long as another
+/// of them has it.
+async fn retire_tree(shared: &Arc<Shared>, key: &Key, digest: Digest) {
     let named = {
         let state = shared.lock();
         state.objects.values().any(|e| {
             let k = &e.object.key;
             (&k.namespace, &k.name) == (&key.namespace, &key.name)
                 && (e.status.artifact.as_ref().is_some_and(|a| a.digest == digest)
-                    || e.retained.digests().any(|d| d == digest))
+                    || e.retained.0.iter().any(|s| s.digest == digest && !s.without_tree))
         })
     };
     if named {
@@ -186,6 +209,17 @@ mod tests {
         let gone = retained.expire(Duration::ZERO, 2);
         assert_eq!(gone.iter().map(|s| &s.path).collect::<Vec<_>>(), [&a.path, &b.path]);
         assert_eq!(retained.digests().collect::<Vec<_>>(), [c.digest]);
+    }
+
+    #[test]
+    fn a_tree_goes_with_its_time_and_is_told_once() {
+        let mut retained = Retained::default();
+        let [a, b] = [1, 2].map(artifact);
+        retained.supersede(Some(&a), Some(&b));
+        assert!(retained.bare(Duration::from_secs(60)).is_empty(), "too young");
+        assert_eq!(retained.bare(Duration::ZERO).iter().map(|s| s.digest).collect::<Vec<_>>(), [a.digest]);
+        assert!(retained.bare(Duration::ZERO).is_empty());
+        assert_eq!(retained.digests().collect::<Vec<_>>(), [a.digest], "its URL stays");
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl Admin {
         match request.uri().path() {
             "/" => {
                 reads(request)?;
+                authorize(self.token.as_ref(), self.address.ip(), headers)?;
                 Ok(reply::text(StatusCode::OK, "Larder: /livez /readyz /metrics /v1/objects /v1/store", None))
             }
             "/livez" | "/healthz" => {
@@ -176,7 +177,11 @@ impl Admin {
                 let refuse = |status, class, why| Err(Failure::new(status, class, format!("{key} {why}")));
                 match self.control.reconcile(&key).await {
                     Ok(object) => Ok(reply::json(StatusCode::OK, &object, None)),
-                    Err(Refusal::Unknown) => refuse(StatusCode::NOT_FOUND, Class::NotFound, "is not known here"),
+                    Err(Refusal::Unknown) => refuse(
+                        StatusCode::NOT_FOUND,
+                        Class::NotFound,
+                        "is none of the objects reconciled here: it is not there, or not for Larder (a GitRepository without an oci:// url)",
+                    ),
                     Err(Refusal::Suspended) => {
                         refuse(StatusCode::CONFLICT, Class::Client, "is suspended: set spec.suspend to false first")
                     }

@@ -11,7 +11,7 @@
 use std::{collections::BTreeMap, io, path::PathBuf, sync::atomic::Ordering};
 
 use cap_std::fs::Dir;
-use rustix::io::Errno;
+use rustix::{fs::Mode, io::Errno};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -277,9 +277,12 @@ impl TreeWriter {
         &self.contents
     }
 
-    /// Writes `manifest.json`, the exact bytes of the manifest used.
+    /// Writes `manifest.json`, the exact bytes of the manifest used, read-only.
     pub fn write_manifest(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.store.0.layout.write(&format!("{}/manifest.json", self.temporary), bytes, false)?;
+        let (layout, path) = (&self.store.0.layout, format!("{}/manifest.json", self.temporary));
+        layout.write(&path, bytes, false)?;
+        rustix::fs::chmodat(layout.dir(), &path, Mode::RUSR, rustix::fs::AtFlags::empty())
+            .map_err(|e| layout.error("make read-only", &path, e))?;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -344,7 +347,7 @@ impl Drop for TreeWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
+    use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
     fn write(store: &Store, hex: &str, content: &[u8]) -> TreeWriter {
         let mut tree = store.begin_tree("default", "app", hex).unwrap();
@@ -367,6 +370,8 @@ mod tests {
         assert_eq!(path, root.path().join("source/default/app/ab"));
         assert_eq!(std::fs::read(path.join("contents/d/f")).unwrap(), b"content");
         assert_eq!(std::fs::read(path.join("manifest.json")).unwrap(), b"{}");
+        let mode = std::fs::metadata(path.join("manifest.json")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o222, 0, "{mode:o}");
         assert!(store.tree_is_sound("default", "app", "ab").unwrap());
         write(&store, "cd", b"content").publish().unwrap();
         drop(write(&store, "ef", b"other"));

@@ -117,19 +117,22 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// Whether the cluster is as the last complete pass from the same inputs left it, as far as lists of at most this age show.
-    /// Objects that are not are applied by the next [`Pass::apply`].
-    pub async fn is_settled(&mut self, task: &Task<'_>, inputs: &[u8; 32], age: Duration) -> Result<bool, ApplyError> {
+    /// Whether the cluster is as the last complete pass from the same inputs left it, as far as lists show that are not older than
+    /// `oldest`. Objects that are not are applied by the next [`Pass::apply`].
+    pub async fn is_settled(
+        &mut self,
+        task: &Task<'_>,
+        inputs: &[u8; 32],
+        oldest: Instant,
+    ) -> Result<bool, ApplyError> {
         let complete = self.memory.inputs.as_ref() == Some(inputs);
-        let kept = self.look_again(task, age).await?;
+        let kept = self.look_again(task, oldest).await?;
         Ok(complete && kept)
     }
 
     /// Compares what is remembered with what is there.
-    async fn look_again(&mut self, task: &Task<'_>, age: Duration) -> Result<bool, ApplyError> {
+    async fn look_again(&mut self, task: &Task<'_>, oldest: Instant) -> Result<bool, ApplyError> {
         // A list from before the last write would show that write as somebody's.
-        let now = Instant::now();
-        let oldest = now.checked_sub(age).unwrap_or(now);
         let since = self.memory.applied.map_or(oldest, |applied| applied.max(oldest));
         let (inner, who) = (Arc::clone(&self.inner), &task.who);
         let mut all = true;

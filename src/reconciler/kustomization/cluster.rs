@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{Blocked, Wanted, build, progress, timeout};
 use crate::{
@@ -25,8 +26,6 @@ use crate::{
 /// The oldest list that shows drift, as a part of the interval, and at most: many share one list, and a change is still undone
 /// within an interval.
 const AGE: (u32, Duration) = (10, Duration::from_secs(10));
-/// The oldest list that a requested pass looks at.
-const FRESH: Duration = Duration::from_secs(1);
 /// How soon a deletion that failed is tried again, at first and at the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
@@ -43,12 +42,12 @@ pub async fn bring(
     status: &mut Status,
     log: &mut Log,
 ) -> Result<(), Blocked> {
-    let Wanted { object, spec, artifact, ref variables } = *wanted;
+    let Wanted { asked, object, spec, artifact, ref variables } = *wanted;
     let validation = Validation::of(spec.validation.as_deref()).map_err(Blocked::Render)?;
     let owner = owner(&object.key);
     let inputs = fingerprint(object, artifact, variables.as_ref());
-    let requested =
-        object.requested_at().is_some() && object.requested_at() != status.last_handled_reconcile_at.as_deref();
+    let requested = !asked.waiters.is_empty()
+        || (object.requested_at().is_some() && object.requested_at() != status.last_handled_reconcile_at.as_deref());
     let generation = object.metadata.generation;
     let applied_before = status.conditions.is_true(kinds::READY)
         && status.observed_generation == generation
@@ -68,8 +67,13 @@ pub async fn bring(
     if !may_write() {
         return Err(Blocked::Apply(ApplyError::Canceled));
     }
-    let age = if requested { FRESH } else { (spec.interval.get() / AGE.0).min(AGE.1) };
-    let settled = pass.is_settled(&task, &inputs, age).await.map_err(Blocked::Apply)?;
+    // Who asks for a pass sees undone what was done before. Many who ask at once still share the list made after it.
+    let now = Instant::now();
+    let oldest = match asked.at.filter(|_| requested) {
+        Some(at) => at,
+        None => now.checked_sub((spec.interval.get() / AGE.0).min(AGE.1)).unwrap_or(now),
+    };
+    let settled = pass.is_settled(&task, &inputs, oldest).await.map_err(Blocked::Apply)?;
     if !settled || !applied_before {
         let objects = build::to_objects(shared, wanted).await?;
         if status.inventory.is_none() {

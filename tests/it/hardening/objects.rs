@@ -99,6 +99,7 @@ fn secrets_that_are_wrong_fail_their_object_alone() {
     };
     world.apply_secret("ca", "Opaque", &json!({ "ca.crt": ca.pem() }));
     world.apply_secret("wrong-type", "Opaque", &json!({ "other": SECRET }));
+    world.apply_secret("opaque", "Opaque", &json!({ ".dockerconfigjson": "{\"auths\":{}}" }));
     world.apply_secret(
         "malformed",
         "kubernetes.io/dockerconfigjson",
@@ -121,6 +122,7 @@ fn secrets_that_are_wrong_fail_their_object_alone() {
     let cases: Vec<(&str, Value, &str)> = vec![
         ("o3-missing", json!({ "secretRef": { "name": "absent" } }), "'rows/absent' not found"),
         ("o3-wrong-type", json!({ "secretRef": { "name": "wrong-type" } }), "rows/wrong-type"),
+        ("o3-opaque", json!({ "secretRef": { "name": "opaque" } }), "has to be kubernetes.io/dockerconfigjson"),
         ("o3-malformed", json!({ "secretRef": { "name": "malformed" } }), "rows/malformed"),
         ("o3-bad-auth", json!({ "secretRef": { "name": "bad-auth" } }), "rows/bad-auth"),
         ("o3-other-namespace", json!({ "secretRef": { "name": "ns/other" } }), "ns/other"),

@@ -11,6 +11,7 @@ use larder::{
 };
 use serde_json::{Value, json};
 use std::time::Duration;
+use tokio::time::Instant;
 
 use crate::cluster::env::{Cluster, need_cluster};
 
@@ -52,7 +53,7 @@ impl Apps {
     fn settled(&self) -> bool {
         self.runtime.block_on(async {
             let mut pass = self.applier.pass(&self.owner).await;
-            pass.is_settled(&self.task(), &[1; 32], Duration::ZERO).await.expect("an answer")
+            pass.is_settled(&self.task(), &[1; 32], Instant::now()).await.expect("an answer")
         })
     }
 
@@ -68,7 +69,7 @@ impl Apps {
         let (named, mut log): (Vec<_>, _) = (named.collect(), Log::default());
         self.runtime.block_on(async {
             let mut pass = self.applier.pass(&self.owner).await;
-            pass.is_settled(&self.task(), &[1; 32], Duration::ZERO).await?;
+            pass.is_settled(&self.task(), &[1; 32], Instant::now()).await?;
             let entries = pass.apply(&self.task(), &[1; 32], named, &mut log).await?;
             pass.health(&self.task(), Checks::All, Duration::from_secs(30), &|| true).await?;
             Ok((log.0, entries))

@@ -141,6 +141,26 @@ pub fn an_edit_is_undone_within_an_interval_and_looking_is_cheap(api: &impl Kube
     });
 }
 
+pub fn who_asks_for_a_pass_sees_undone_what_was_edited_before(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    source(&stage, &maps(&[("a", "1"), ("b", "1")]));
+    let wanted = kustomization("app", json!({ "interval": "1h" }));
+    let (path, map) = (path_of(&wanted), format!("{MAPS}/a"));
+    api.create(&wanted);
+    let larder = stage.serve(&[]);
+    stage.ready(&path);
+    for round in ["first", "second"] {
+        // A look without a change leaves a list, which is older than the edit.
+        assert_eq!(larder.reconcile("Kustomization", NAMESPACE, "app").status, 200);
+        api.patch(&format!("{map}?fieldManager=kubectl-edit"), &json!({ "data": { "k": round } }));
+        assert_eq!(larder.reconcile("Kustomization", NAMESPACE, "app").status, 200);
+        assert_eq!(api.get(&map).expect("the map")["data"]["k"], "1", "{round}");
+        api.patch(&format!("{map}?fieldManager=kubectl-edit"), &json!({ "data": { "k": round } }));
+        stage.request(&path, round);
+        assert_eq!(api.get(&map).expect("the map")["data"]["k"], "1", "{round}, by annotation");
+    }
+}
+
 pub fn sources_and_dependencies_are_waited_for(api: &impl Kubernetes) {
     let stage = Stage::new(api);
     let first = kustomization("first", json!({}));
