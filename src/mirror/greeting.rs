@@ -17,7 +17,7 @@ use super::{
     reader::{GRANTED_FOR, Reader, Who, credentials},
     readers::{Hash, Mark},
     repository::Mirrored,
-    silence::is_absence,
+    silence::is_timeout,
 };
 use crate::{
     class::{Class, chain},
@@ -119,7 +119,7 @@ impl Inner {
                 format!("it said {}", said.status.as_u16())
             }
             Err(error) => {
-                if is_absence(&error) {
+                if is_timeout(&error) {
                     silence.begin(now);
                 }
                 chain(&error)

@@ -1,11 +1,11 @@
 //! The memory of an upstream that does not answer at all. Finding that out costs whoever waits for it seconds, which
 //! nobody has to spend again at once.
 //!
-//! That one question ran out of time, or found nobody listening, says little: it may be one repository that hangs, or the
-//! host that a blob lies on, or the token service. So the upstream's door is knocked at as well, by `GET /v2/`
-//! (distribution-spec 1.1, end-1), and only where that brings no answer either is the upstream silent: for [`WINDOW`]
-//! nothing is sent to it. Then one question goes through. Any answer, a 503 too, ends the silence at once; only that it
-//! does not answer prolongs it.
+//! That one question ran out of time says little: it may be one repository that hangs, or the host that a blob lies on,
+//! or the token service. So the upstream's door is knocked at as well, by `GET /v2/` (distribution-spec 1.1, end-1), and
+//! only where that brings no answer either is the upstream silent: for [`WINDOW`] nothing is sent to it. Then one question
+//! goes through. Any answer, a 503 too, ends the silence at once; only that it does not answer prolongs it. A connection
+//! that is refused is no silence: it costs nobody seconds, and an upstream that comes back is asked at once.
 
 use std::{
     pin::Pin,
@@ -27,8 +27,6 @@ use crate::{
 const WINDOW: u64 = 5_000;
 /// How long before a question's time is over the door is knocked at: for that long it has to be silent, too.
 const KNOCK: Duration = Duration::from_millis(1_500);
-/// The same after a refused connection, where all of it must take less than 2 s (hardening.md, R1).
-const SHORT_KNOCK: Duration = Duration::from_millis(400);
 
 /// Since when an upstream is silent, as far as that matters.
 #[derive(Debug, Default)]
@@ -107,10 +105,10 @@ impl Inner {
         };
         match &answer {
             Ok(_) => silence.end(),
-            Err(error) if is_absence(error) => {
+            Err(error) if is_timeout(error) => {
                 let talks = match knocked {
                     Some(talks) => talks,
-                    None => Box::pin(self.knock(upstream, SHORT_KNOCK)).await,
+                    None => Box::pin(self.knock(upstream, KNOCK)).await,
                 };
                 if talks {
                     silence.end();
@@ -129,13 +127,13 @@ impl Inner {
     async fn knock(&self, upstream: &Upstream, patience: Duration) -> bool {
         let endpoint = upstream.endpoint(Credentials::Anonymous);
         let answer = self.puller.greeting(&endpoint, None, Budget::within(patience)).await;
-        !answer.is_err_and(|error| is_absence(&error))
+        !answer.is_err_and(|error| is_timeout(&error))
     }
 }
 
 /// Whether somebody did not answer: the upstream itself, or another whom the question led to.
-pub(super) fn is_absence(error: &PullError) -> bool {
-    error.registry().is_some_and(RegistryError::is_absence)
+pub(super) fn is_timeout(error: &PullError) -> bool {
+    error.registry().is_some_and(RegistryError::is_timeout)
 }
 
 /// The answer to a question that was not put.

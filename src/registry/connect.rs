@@ -47,8 +47,6 @@ const MAX_IDLE: usize = 32;
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// What the error says when no address could be connected to.
 pub(super) const NO_CONNECTION: &str = "cannot connect";
-/// What the error says when a name leads to no address.
-pub(super) const NO_ADDRESS: &str = "its host cannot be looked up";
 /// The largest response head.
 const MAX_HEAD: usize = 64 << 10;
 /// The most response header fields.
@@ -325,7 +323,7 @@ impl Profile {
             Ok(found) => found.collect(),
             Err(error) => {
                 self.check_name(target, &[])?;
-                return Err(unreachable_because(target, NO_ADDRESS, error));
+                return Err(unreachable_because(target, "its host cannot be looked up", error));
             }
         };
         self.check_name(target, &found.iter().map(SocketAddr::ip).collect::<Vec<_>>())?;
@@ -338,8 +336,9 @@ impl Profile {
             }
         }
         if usable.is_empty() {
-            return Err(refusal
-                .unwrap_or_else(|| unreachable_because(target, NO_ADDRESS, io::Error::from(io::ErrorKind::NotFound))));
+            return Err(refusal.unwrap_or_else(|| {
+                unreachable_because(target, "its host cannot be looked up", io::Error::from(io::ErrorKind::NotFound))
+            }));
         }
         race(interleave(usable)).await.map_err(|error| unreachable_because(target, NO_CONNECTION, error))
     }

@@ -4,11 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 
-use super::{
-    SinkError,
-    connect::{NO_ADDRESS, NO_CONNECTION},
-    login::Provider,
-};
+use super::{SinkError, login::Provider};
 use crate::{class::Class, digest::Digest};
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -225,12 +221,11 @@ impl RegistryError {
         }
     }
 
-    /// Whether somebody was not there: no answer in its time, or no connection.
-    pub fn is_absence(&self) -> bool {
+    /// Whether somebody did not answer in its time.
+    pub fn is_timeout(&self) -> bool {
         match self {
             Self::Timeout { .. } => true,
-            Self::Unreachable { doing, .. } => matches!(*doing, NO_CONNECTION | NO_ADDRESS),
-            Self::Token { source, .. } | Self::Login { source, .. } => source.is_absence(),
+            Self::Token { source, .. } | Self::Login { source, .. } => source.is_timeout(),
             _ => false,
         }
     }

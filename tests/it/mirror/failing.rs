@@ -126,7 +126,6 @@ async fn nobody_at_the_upstreams_address_is_503_within_two_seconds() {
         assert_eq!((reply.status, reply.code().as_str()), (503, "UNAVAILABLE"), "{path}");
         // The four attempts of this test's client take milliseconds; the point is that nothing waits for a time-out.
         assert!(begin.elapsed() < Duration::from_secs(9), "{path}");
-        assert_eq!(reply.text().contains("a moment ago"), !path.ends_with("manifests/v1"), "{}", reply.text());
     }
 }
 
