@@ -436,6 +436,9 @@ impl Control for Controls {
 
     fn collect(&self) -> BoxFuture<'_, Result<Value, String>> {
         Box::pin(async move {
+            if !self.reconciler.knows_all() {
+                return Err("what the cluster's statuses name is not known while the API server is away".to_owned());
+            }
             let (store, reconciler, grants) =
                 (self.store.clone(), self.reconciler.clone(), self.puller.grants().clone());
             let collected = blocking::io(move || {

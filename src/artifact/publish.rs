@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -17,6 +20,7 @@ pub struct Published(Arc<Inner>);
 struct Inner {
     maps: RwLock<Maps>,
     missed: Mutex<Option<UnboundedSender<String>>>,
+    partial: AtomicBool,
 }
 
 #[derive(Default)]
@@ -40,6 +44,16 @@ impl Published {
         if let Some(missed) = &*self.0.missed.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = missed.send(path.to_string());
         }
+    }
+
+    /// Says whether statuses may name more than is published here.
+    pub fn set_partial(&self, partial: bool) {
+        self.0.partial.store(partial, Ordering::Release);
+    }
+
+    /// Whether a path that is not published may be one that a status names.
+    pub fn is_partial(&self) -> bool {
+        self.0.partial.load(Ordering::Acquire)
     }
 
     /// Makes `path` fetchable.

@@ -172,6 +172,7 @@ async fn cluster(
         },
         events: config.events_addr.clone(),
         only_read: config.external_artifacts,
+        data: config.data.clone(),
     };
     Ok(Cluster::open(client, settings).await?)
 }

@@ -220,6 +220,11 @@ pub enum Change {
     Deleted(Key),
     /// Another replica wrote the status of an object that is otherwise as it was.
     Observed(Key, Box<Status>),
+    /// What this process kept of a cluster's objects, before the cluster has told of any: the first change, if at all. What
+    /// of it is not so any more is told by the changes up to [`Change::Synced`].
+    Recalled(Vec<(Arc<Object>, Status)>),
+    /// The cluster does not tell what there is for now. What was recalled counts until it does.
+    Away,
     /// A Secret, ServiceAccount or ConfigMap changed: `namespace`, `name`.
     Dependency(Arc<str>, Arc<str>),
     /// Everything that was there at the start has been told.

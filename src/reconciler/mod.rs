@@ -28,7 +28,10 @@ pub mod verification;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -69,6 +72,9 @@ pub struct Shared {
     groups: Groups,
     hosts: Mutex<HashMap<Registry, Arc<Semaphore>>>,
     synced: watch::Sender<bool>,
+    /// Whether what is known is only what was kept of a cluster that has told nothing since the start: it is served, and
+    /// nothing is done by it.
+    recalled: AtomicBool,
     /// Whether everything that statuses named at the start is here, or was tried for.
     filled: watch::Sender<bool>,
     builds: Flight<source::BuildKey, Result<Arc<source::Obtained>, Arc<failure::Failure>>>,
@@ -135,6 +141,7 @@ impl Reconciler {
             groups: Groups::default(),
             hosts: Mutex::default(),
             synced: watch::Sender::new(false),
+            recalled: AtomicBool::new(false),
             builds: Flight::default(),
             folders: kustomization::Folders::default(),
         });
@@ -145,7 +152,23 @@ impl Reconciler {
                 () = shared.shutdown.wait() => break,
             };
             match change {
-                None | Some(Change::Synced) => break,
+                None => break,
+                Some(Change::Synced) => {
+                    shared.recalled.store(false, Ordering::Release);
+                    break;
+                }
+                Some(Change::Recalled(kept)) => {
+                    shared.recalled.store(true, Ordering::Release);
+                    for (object, status) in kept {
+                        shared.adopt(object, status).await;
+                    }
+                }
+                Some(Change::Away) if shared.is_recalled() => {
+                    tracing::warn!("the API server tells nothing yet; what was published before is served meanwhile");
+                    shared.published.set_partial(true);
+                    break;
+                }
+                Some(Change::Away) => {}
                 Some(Change::Applied(object, status)) => {
                     shared.adopt(object, *status).await;
                 }
@@ -162,9 +185,11 @@ impl Reconciler {
         let shared = self.0;
         let mut leadership = shared.leadership.clone();
         let now = leadership.borrow_and_update().clone();
-        replica::turned(&shared, &now).await;
-        shared.synced.send_replace(true);
-        let filler = tokio::spawn(replica::fill(Arc::clone(&shared)));
+        if !shared.is_recalled() {
+            replica::turned(&shared, &now).await;
+            shared.synced.send_replace(true);
+        }
+        let mut filler = tokio::spawn(replica::fill(Arc::clone(&shared)));
         let sweeper = tokio::spawn(retention::sweep(Arc::clone(&shared)));
         let keeper = tokio::spawn(probes::keep(Arc::clone(&shared)));
         let mut missed = shared.published.missed();
@@ -177,7 +202,9 @@ impl Reconciler {
                 }
                 Ok(()) = leadership.changed() => {
                     let now = leadership.borrow_and_update().clone();
-                    replica::turned(&shared, &now).await;
+                    if !shared.is_recalled() {
+                        replica::turned(&shared, &now).await;
+                    }
                     continue;
                 }
                 () = shared.shutdown.wait() => break,
@@ -199,7 +226,17 @@ impl Reconciler {
                     shared.admit_dependants(&key).await;
                 }
                 Some(Change::Dependency(namespace, name)) => shared.dependency_changed(&namespace, &name).await,
-                Some(Change::Synced) => {}
+                Some(Change::Synced) if shared.is_recalled() => {
+                    shared.recalled.store(false, Ordering::Release);
+                    shared.published.set_partial(false);
+                    tracing::info!("the API server has told what there is");
+                    let now = leadership.borrow_and_update().clone();
+                    replica::turned(&shared, &now).await;
+                    shared.synced.send_replace(true);
+                    filler.abort();
+                    filler = tokio::spawn(replica::fill(Arc::clone(&shared)));
+                }
+                Some(Change::Synced | Change::Recalled(_) | Change::Away) => {}
             }
         }
         filler.abort();
@@ -256,6 +293,11 @@ impl Reconciler {
         roots
     }
 
+    /// Whether it is known what all statuses name: before that nothing is garbage.
+    pub fn knows_all(&self) -> bool {
+        !self.0.is_recalled()
+    }
+
     /// Whether what the statuses name can be served from here.
     pub fn is_filled(&self) -> bool {
         *self.0.filled.borrow()
@@ -284,9 +326,13 @@ impl Shared {
         state.objects.get(key).filter(living).map(|entry| entry.epoch)
     }
 
-    /// Whether this process is the one that writes.
+    /// Whether this process is the one that writes, and knows enough for that.
     fn is_leading(&self) -> bool {
-        *self.leadership.borrow() == Leadership::Leading
+        *self.leadership.borrow() == Leadership::Leading && !self.is_recalled()
+    }
+
+    fn is_recalled(&self) -> bool {
+        self.recalled.load(Ordering::Acquire)
     }
 
     /// Returns when all objects that were there at the start are members of their groups: else the first of ten objects on

@@ -8,10 +8,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{Shared, desired, source};
+use super::{Entry, Shared, desired, source};
 use crate::{
     blocking,
     class::chain,
+    digest::Digest,
     objects::{Artifact, Key, Leadership, Status},
     pull::Target,
     registry::Budget,
@@ -63,20 +64,24 @@ pub async fn observed(shared: &Arc<Shared>, key: &Key, status: Status) {
     let Some(artifact) = artifact else { return };
     shared.published.insert(&artifact.path, artifact.digest);
     shared.published.set_latest(&artifact.path);
-    let (shared, key) = (Arc::clone(shared), key.clone());
-    tokio::spawn(async move { bring(&shared, &key).await });
+    if *shared.synced.borrow() {
+        let (shared, key) = (Arc::clone(shared), key.clone());
+        tokio::spawn(async move { bring(&shared, &key).await });
+    }
 }
 
 /// Brings everything here that statuses name, and then says that this replica is ready.
 pub async fn fill(shared: Arc<Shared>) {
     let began = Instant::now();
+    if missing(&shared).await.is_empty() {
+        // Nobody has to be asked for anything.
+        shared.filled.send_replace(true);
+        return;
+    }
     let mut leadership = shared.leadership.clone();
     let known = |l: &Leadership| !matches!(l, Leadership::Following(None));
     let _ = tokio::time::timeout(ELECTION, leadership.wait_for(known)).await;
-    let keys: Vec<Key> = {
-        let state = shared.lock();
-        state.objects.iter().filter(|(_, e)| e.status.artifact.is_some()).map(|(key, _)| key.clone()).collect()
-    };
+    let keys = missing(&shared).await;
     let filling = async {
         let mut under_way = JoinSet::new();
         for key in keys {
@@ -92,6 +97,21 @@ pub async fn fill(shared: Arc<Shared>) {
         tracing::warn!("some artifacts are not here yet; they are fetched when they are asked for");
     }
     shared.filled.send_replace(true);
+}
+
+/// The objects whose statuses name an artifact that is not here.
+async fn missing(shared: &Arc<Shared>) -> Vec<Key> {
+    let named: Vec<(Key, Digest)> = {
+        let state = shared.lock();
+        let artifact = |e: &Entry| e.status.artifact.as_ref().filter(|a| a.is_larders()).map(|a| a.digest);
+        state.objects.iter().filter_map(|(key, entry)| Some((key.clone(), artifact(entry)?))).collect()
+    };
+    let store = shared.puller.store().clone();
+    blocking::io(move || {
+        let is_missing = |(_, digest): &(Key, Digest)| !store.has(digest).unwrap_or(false);
+        named.into_iter().filter(is_missing).map(|(key, _)| key).collect()
+    })
+    .await
 }
 
 /// Brings the artifact here that an object's status names, unless it is.

@@ -117,6 +117,10 @@ impl Retained {
 pub async fn sweep(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP).await;
+        if shared.is_recalled() {
+            // What seems superseded may be what the status names by now.
+            continue;
+        }
         let (mut expired, mut bare) = (Vec::new(), Vec::new());
         {
             let (keep, records) = (shared.config.retention, shared.config.retention_records);

@@ -77,6 +77,11 @@ impl Handler for Artifacts {
             Target::Artifact(digest) => self.artifact(&request, digest).await,
             Target::Latest(file) => redirect(&file),
             Target::Root => reply::text(StatusCode::OK, "Larder serves artifacts here.", None),
+            // Known to be named by none is another thing than not known to be named.
+            Target::Nothing if self.published.is_partial() => {
+                let text = "which artifacts there are is not known now: the API server is away";
+                reply::retry_later(reply::text(StatusCode::SERVICE_UNAVAILABLE, text, Some(Class::Net)))
+            }
             Target::Nothing => {
                 reply::text(StatusCode::NOT_FOUND, "no status names an artifact here", Some(Class::NotFound))
             }

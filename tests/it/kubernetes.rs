@@ -77,6 +77,37 @@ fn a_crd_that_would_drop_what_is_written_keeps_larder_from_starting() {
 }
 
 #[test]
+fn a_crd_that_became_unfit_meanwhile_takes_nothing_away() {
+    let api = Scripted(ApiServer::start());
+    let stage = Stage::new(&api);
+    stage.push("team/app", "latest", &crate::support::fixtures::files(&[("a.yaml", "1")]));
+    let source = stage.oci_repository("app", "team/app", json!({}));
+    api.create(&source);
+    let larder = stage.serve(&[]);
+    let ready = stage.ready(&path_of(&source));
+    assert_eq!(larder.stop(), Some(0));
+    api.go_away();
+    let larder = stage.serve(&[]);
+    let list = crate::support::larder::run_json(stage.root(), ["crds", "--output", "json"]);
+    let mut unfit = list["items"].as_array().expect("a list").clone();
+    unfit.retain(|crd| crd["metadata"]["name"] == "ocirepositories.source.toolkit.fluxcd.io");
+    let fit = unfit[0].clone();
+    let status = unfit[0].pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/status/properties");
+    status.expect("its status").as_object_mut().expect("fields").remove("observedIgnore");
+    api.0.put(unfit.remove(0));
+    api.come_back();
+    eventually("it to say so", || {
+        let log = larder.log();
+        let told = log.contains("would drop status.observedIgnore") && log.contains("nothing is reconciled until");
+        if told { Ok(()) } else { Err(log) }
+    });
+    let path = ready["status"]["artifact"]["path"].as_str().expect("a path");
+    assert_eq!(http::get(&format!("{}/{path}", larder.artifacts)).status, 200);
+    api.0.put(fit);
+    stage.request(&path_of(&source), "1");
+}
+
+#[test]
 fn labels_that_nobody_can_read_and_rights_that_are_missing_are_told_once() {
     let api = ApiServer::start();
     let root = tempfile::tempdir().expect("temporary folder");

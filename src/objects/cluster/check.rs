@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{Method, header};
 use serde_json::Value;
 
-use super::NotificationsError;
+use super::{NotificationsError, Settings};
 use crate::{
     class::chain,
     objects::{
@@ -33,13 +33,31 @@ pub enum SetupError {
         #[source]
         source: CallError,
     },
+    /// What was kept of the cluster's objects.
+    #[error("cannot read what was published: {0}")]
+    Kept(#[from] std::io::Error),
     /// Where events go.
     #[error(transparent)]
     Notifications(#[from] NotificationsError),
 }
 
+/// Looks at everything.
+pub async fn all(calls: &Calls, settings: &Settings) -> Result<(), SetupError> {
+    crds(calls, if settings.only_read { &[] } else { &settings.kinds }).await?;
+    match &settings.selector {
+        Some(labels) => selector(calls, &settings.kinds, labels).await,
+        None => Ok(()),
+    }
+}
+
+/// Whether a kind is surely not installed: a list that is not found may also come from an API server that only begins.
+pub async fn is_absent(calls: &Calls, kind: Kind) -> bool {
+    let Some(definition) = DEFINITIONS.iter().find(|d| d.kind == kind.name()) else { return false };
+    matches!(wait_for(calls, &definition.name()).await, Ok(None))
+}
+
 /// Refuses CRDs of these kinds that would drop what Larder writes, and tells of those that are not there.
-pub async fn crds(calls: &Calls, kinds: &[Kind]) -> Result<(), SetupError> {
+async fn crds(calls: &Calls, kinds: &[Kind]) -> Result<(), SetupError> {
     let mut found = Vec::new();
     for definition in DEFINITIONS.iter().filter(|d| kinds.iter().any(|kind| kind.name() == d.kind)) {
         match wait_for(calls, &definition.name()).await {
@@ -77,7 +95,7 @@ pub async fn crds(calls: &Calls, kinds: &[Kind]) -> Result<(), SetupError> {
 }
 
 /// Refuses a label selector that the API server cannot read.
-pub async fn selector(calls: &Calls, kinds: &[Kind], selector: &str) -> Result<(), SetupError> {
+async fn selector(calls: &Calls, kinds: &[Kind], selector: &str) -> Result<(), SetupError> {
     let Some(kind) = kinds.first() else { return Ok(()) };
     let path =
         format!("/apis/{}/v1/{}?limit=1&labelSelector={}", kind.group(), kind.other_names()[0], segment(selector));

@@ -11,10 +11,12 @@
 //!
 //! **Concurrency.** Changes are told in the order in which the API server tells them, kind by kind.
 //!
-//! **After a crash** nothing is remembered, and nothing has to be: the cluster has all of it.
+//! **After a crash** nothing has to be remembered: the cluster has all of it. What was published is, for a start while the
+//! API server is away ([`kept`]).
 
 mod check;
 mod events;
+mod kept;
 mod known;
 mod lease;
 mod watch;
@@ -22,6 +24,7 @@ mod write;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -32,11 +35,15 @@ use std::{
 use http::{Method, header};
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch as channel};
+use tokio::{
+    sync::{mpsc, watch as channel},
+    task::JoinHandle,
+};
 
 pub use self::{check::SetupError, events::NotificationsError};
 use self::{
     events::{EventSink, Notifications},
+    kept::Keeper,
     known::Known,
 };
 pub(super) use self::{known::read_status, write::difference};
@@ -47,7 +54,7 @@ use super::{
     manifest::{self, Content, Declared},
     shown::shown,
 };
-use crate::secret::Secret;
+use crate::{blocking, class::chain, secret::Secret};
 
 /// Who writes, in `managedFields` and events.
 pub const MANAGER: &str = "larder";
@@ -57,6 +64,11 @@ const FINALIZER: &str = "finalizers.fluxcd.io";
 const QUEUE: usize = 1024;
 /// How long a Secret, ServiceAccount or ConfigMap that was read counts as current.
 const FRESH: Duration = Duration::from_secs(10);
+
+/// How long a start waits for the API server where it has something to serve without it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How soon a cluster on which Larder cannot work is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
 /// How long a ServiceAccount's token is good: as short as an API server allows; it is exchanged at once.
 const TOKEN_LIFE: Duration = Duration::from_secs(600);
@@ -76,16 +88,20 @@ pub struct Settings {
     pub replica: Option<String>,
     /// Flux's notification-controller.
     pub events: Option<String>,
-    /// The objects are not written at all: whether their CRDs keep what Larder writes does not matter.
+    /// The objects are not written at all: whether their CRDs keep what Larder writes does not matter, and somebody else
+    /// keeps their statuses.
     pub only_read: bool,
+    /// The data directory, where what is published is kept.
+    pub data: PathBuf,
 }
 
 /// The objects of a cluster. Dropping it ends the watches, and gives the Lease back.
 pub struct Cluster {
     inner: Arc<Inner>,
     receiver: Mutex<Option<mpsc::Receiver<Change>>>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
-    election: tokio::sync::Mutex<tokio::task::JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    /// What ends in order.
+    ending: tokio::sync::Mutex<Vec<JoinHandle<()>>>,
     stop: channel::Sender<bool>,
 }
 
@@ -100,6 +116,7 @@ struct Inner {
     leadership: channel::Receiver<Leadership>,
     events: EventSink,
     references: Mutex<References>,
+    keeper: Option<Arc<Keeper>>,
 }
 
 #[derive(Default)]
@@ -129,18 +146,37 @@ impl Reference {
 }
 
 impl Cluster {
-    /// Looks at the CRDs and begins to watch. Waits for the API server as long as it is away.
+    /// Looks at the CRDs and begins to watch. Waits for the API server as long as it is away, unless what is published is
+    /// known without it.
     ///
     /// # Errors
-    /// A CRD that would drop what Larder writes; labels that cannot be read; an address for notifications that is none.
+    /// A CRD that would drop what Larder writes; labels that cannot be read; an address for notifications that is none; kept
+    /// statuses that cannot be read.
     pub async fn open(client: kube::Client, settings: Settings) -> Result<Self, SetupError> {
+        let began = tokio::time::Instant::now();
         let calls = Calls::new(client.clone());
-        check::crds(&calls, if settings.only_read { &[] } else { &settings.kinds }).await?;
-        if let Some(selector) = &settings.selector {
-            check::selector(&calls, &settings.kinds, selector).await?;
-        }
         let notifications = settings.events.as_deref().map(Notifications::new).transpose()?;
+        let (keeper, recalled) = match settings.only_read {
+            true => (None, Vec::new()),
+            false => {
+                let (data, kinds) = (settings.data.clone(), settings.kinds.clone());
+                let (keeper, recalled) = blocking::io(move || Keeper::open(&data, &kinds)).await?;
+                (Some(Arc::new(keeper)), recalled)
+            }
+        };
+        let is_set_up = if recalled.is_empty() && !settings.only_read {
+            check::all(&calls, &settings).await?;
+            true
+        } else {
+            let checked = tokio::time::timeout_at(began + PATIENCE, check::all(&calls, &settings)).await;
+            checked.map_or(Ok(false), |checked| checked.map(|()| true))?
+        };
         let (sender, receiver) = mpsc::channel(QUEUE);
+        if !recalled.is_empty() {
+            let told = recalled.iter().map(|known| (Arc::clone(&known.object), known.status.clone())).collect();
+            let _ = sender.send(Change::Recalled(told)).await;
+        }
+        let objects = recalled.into_iter().map(|known| (known.object.key.clone(), known)).collect();
         let (leading, leadership) = channel::channel(Leadership::Following(None));
         let (events, posting) = events::sink(calls.clone(), notifications, &settings.identity);
         let inner = Arc::new(Inner {
@@ -148,27 +184,72 @@ impl Cluster {
             calls,
             client: client.clone(),
             settings,
-            state: Mutex::default(),
+            state: Mutex::new(State { objects, errors: BTreeMap::new() }),
             sender,
             leadership,
             events,
             references: Mutex::default(),
+            keeper,
         });
         let (stop, stopped) = channel::channel(false);
-        let election = lease::Election::new(Calls::new(client), &inner.settings, leading, stopped);
-        let election = tokio::sync::Mutex::new(tokio::spawn(election.run()));
-        let mut tasks = vec![tokio::spawn(posting)];
-        for kind in inner.settings.kinds.clone() {
-            tasks.push(tokio::spawn(watch::follow(Arc::clone(&inner), kind)));
+        let (set_up, mut may_stand) = channel::channel(is_set_up);
+        let election = lease::Election::new(Calls::new(client), &inner.settings, leading, stopped.clone());
+        let mut stop_early = stopped.clone();
+        let standing = async move {
+            tokio::select! {
+                Ok(_) = may_stand.wait_for(|may| *may) => {}
+                _ = stop_early.wait_for(|stop| *stop) => return,
+            }
+            election.run().await;
+        };
+        let mut ending = vec![tokio::spawn(standing)];
+        if let Some(keeper) = &inner.keeper {
+            ending.push(tokio::spawn(kept::keep(Arc::clone(&inner), Arc::clone(keeper), stopped)));
         }
-        Ok(Self { inner, receiver: Mutex::new(Some(receiver)), tasks, election, stop })
+        let tasks = vec![
+            tokio::spawn(posting),
+            tokio::spawn(work(Arc::clone(&inner), set_up)),
+            tokio::spawn(away(Arc::clone(&inner), began)),
+        ];
+        Ok(Self { inner, receiver: Mutex::new(Some(receiver)), tasks, ending: tokio::sync::Mutex::new(ending), stop })
+    }
+}
+
+/// Sets up what could not be before, and watches.
+async fn work(inner: Arc<Inner>, set_up: channel::Sender<bool>) {
+    let mut told = String::new();
+    while !*set_up.borrow() {
+        match check::all(&inner.calls, &inner.settings).await {
+            Ok(()) => _ = set_up.send_replace(true),
+            Err(error) => {
+                // What is published stays served, so this is no reason to end.
+                let error = chain(&error);
+                if told != error {
+                    tracing::error!("{error}; nothing is reconciled until that is mended");
+                    told = error;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        }
+    }
+    let mut watches = tokio::task::JoinSet::new();
+    for kind in inner.settings.kinds.clone() {
+        watches.spawn(watch::follow(Arc::clone(&inner), kind));
+    }
+    while watches.join_next().await.is_some() {}
+}
+
+/// Says so if a start takes longer than whoever serves something wants to wait.
+async fn away(inner: Arc<Inner>, began: tokio::time::Instant) {
+    tokio::time::sleep_until(began + PATIENCE).await;
+    if inner.missing.load(Ordering::Acquire) != 0 {
+        inner.tell(Change::Away).await;
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
-        self.election.get_mut().abort();
+        self.tasks.iter().chain(self.ending.get_mut().iter()).for_each(JoinHandle::abort);
     }
 }
 
@@ -186,6 +267,13 @@ impl Inner {
     async fn told(&self) {
         if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.tell(Change::Synced).await;
+        }
+    }
+
+    /// An object, its status, or its absence is new.
+    fn keep(&self, key: &Key) {
+        if let Some(keeper) = &self.keeper {
+            keeper.note(key);
         }
     }
 
@@ -278,7 +366,7 @@ fn path(kind: Kind, namespace: &str, name: &str) -> String {
 
 impl BackendError {
     fn api(what: &str, of: &str, error: &CallError) -> Self {
-        Self::Api(format!("cannot {what} {of}: {}", crate::class::chain(error)))
+        Self::Api(format!("cannot {what} {of}: {}", chain(error)))
     }
 }
 
@@ -296,7 +384,9 @@ impl Backend for Cluster {
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.stop.send_replace(true);
-            let _ = (&mut *self.election.lock().await).await;
+            for task in &mut *self.ending.lock().await {
+                let _ = task.await;
+            }
         })
     }
 

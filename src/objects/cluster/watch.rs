@@ -9,7 +9,7 @@ use kube::{
     runtime::watcher,
 };
 
-use super::{Inner, known};
+use super::{Inner, check, known};
 use crate::{
     class::chain,
     objects::{Change, DocumentError, Key, Kind, Metadata},
@@ -71,15 +71,22 @@ pub async fn follow(inner: Arc<Inner>, kind: Kind) {
             Ok(None) => return,
             Err(error) => {
                 // A watch that ends because it is old is no failure.
-                let gone = matches!(&error, watcher::Error::WatchError(status) if status.code == 410);
-                if !gone && !std::mem::replace(&mut failing, true) {
+                let is_old = matches!(&error, watcher::Error::WatchError(status) if status.code == 410);
+                if !is_old && !std::mem::replace(&mut failing, true) {
                     tracing::warn!(%kind, error = chain(&error), "cannot watch; what is published stays, and it is tried again");
                 }
                 // A kind that is not installed, or not allowed, holds up no other.
-                if is_absent(&error) && !std::mem::replace(&mut told, true) {
+                if let Some(code) = refused(&error).filter(|_| !told) {
+                    if code == 404 && check::is_absent(&inner.calls, kind).await {
+                        // What was recalled of it went with it.
+                        for key in gone(&inner, kind, &HashSet::new()) {
+                            deleted(&inner, &key).await;
+                        }
+                    }
+                    told = true;
                     inner.told().await;
                 }
-                if !gone {
+                if !is_old {
                     tokio::time::sleep(delay).await;
                     delay = (delay * 2).min(RETRY.1);
                 }
@@ -88,13 +95,14 @@ pub async fn follow(inner: Arc<Inner>, kind: Kind) {
     }
 }
 
-fn is_absent(error: &watcher::Error) -> bool {
+/// 403 or 404, where that is what the API server says to a list or watch.
+fn refused(error: &watcher::Error) -> Option<u16> {
     let status = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status,
-        _ => return false,
+        _ => return None,
     };
-    matches!(status.code, 403 | 404)
+    matches!(status.code, 403 | 404).then_some(status.code)
 }
 
 fn key_of(kind: Kind, object: &DynamicObject) -> Key {
@@ -148,9 +156,12 @@ async fn applied(inner: &Inner, kind: Kind, object: DynamicObject) {
             Some(_) => Vec::new(),
         };
         drop(object);
-        state.objects.insert(key, known);
+        state.objects.insert(key.clone(), known);
         changes
     };
+    if !changes.is_empty() {
+        inner.keep(&key);
+    }
     for change in changes {
         inner.tell(change).await;
     }
@@ -163,6 +174,7 @@ async fn deleted(inner: &Inner, key: &Key) {
         state.objects.remove(key)
     };
     if known.is_some() {
+        inner.keep(key);
         inner.tell(Change::Deleted(key.clone())).await;
     }
 }

@@ -134,6 +134,7 @@ pub async fn status(inner: &Inner, key: &Key, status: &Status) -> Result<(), Bac
                     && known.object.metadata.uid == uid
                 {
                     known.status = status.clone();
+                    inner.keep(key);
                     if !known.is_newer_than(&written.resource_version) {
                         known.version = written.resource_version;
                     }

@@ -103,6 +103,11 @@ impl Records {
         written
     }
 
+    /// Makes all records durable that were written without that.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(File::open(&self.root)?)?)
+    }
+
     /// Makes a folder; its own names are as durable as what will lie in it.
     fn make(&self, folder: &Path, durable: bool) -> io::Result<()> {
         if folder.is_dir() {

@@ -21,12 +21,13 @@ use crate::{
 
 /// Passes the backend's changes on, and keeps what counts of them.
 pub async fn changes(inner: Arc<Inner>, mut from: mpsc::Receiver<Change>, to: mpsc::Sender<Change>) {
-    if inner.settings.owned {
-        // What another replica published counts from the first object on.
-        let mut listed = inner.listed.subscribe();
-        let _ = listed.wait_for(|listed| *listed != Listed::NotYet).await;
-    }
+    let mut listed = inner.listed.subscribe();
     while let Some(change) = from.recv().await {
+        // What was kept is served in any case. Of what the cluster tells counts, from the first object on, what another
+        // replica published.
+        if inner.settings.owned && !matches!(change, Change::Recalled(_) | Change::Away) {
+            let _ = listed.wait_for(|listed| *listed != Listed::NotYet).await;
+        }
         let change = match change {
             Change::Applied(object, status) if KINDS.contains(&object.key.kind) => {
                 let status = applied(&inner, &object, *status);

@@ -1,7 +1,8 @@
 //! Objects of a cluster that are only read: their statuses are kept here, as those of a directory's objects are.
 //!
 //! **Promise.** Nothing of the objects is written: no finalizer, no status, no event. What others write into their statuses is
-//! not looked at. An object that cannot be read at a start counts as it was kept, until the cluster says that it is gone.
+//! not looked at. An object that cannot be read at a start, or all of them while the API server is away, count as they were
+//! kept, until the cluster says that they are gone.
 //!
 //! **Format.** As in [`Directory`](super::super::Directory): `<data>/objects/<kind>/<namespace>/<name>.json`.
 
@@ -67,7 +68,12 @@ impl Kept {
         let changes = backend.changes();
         let stripes = std::array::from_fn(|_| tokio::sync::Mutex::new(()));
         let inner = Arc::new(Inner { backend, records, state: Mutex::default(), stripes });
-        let task = tokio::spawn(Arc::clone(&inner).forward(changes, kept.into_iter().collect(), sender));
+        let kept: BTreeMap<Key, Record> = kept.into_iter().collect();
+        let recalled = inner.recall(&kept);
+        if !recalled.is_empty() {
+            let _ = sender.send(Change::Recalled(recalled)).await;
+        }
+        let task = tokio::spawn(Arc::clone(&inner).forward(changes, kept, sender));
         Ok(Self { inner, receiver: Mutex::new(Some(receiver)), task })
     }
 }
@@ -98,7 +104,15 @@ impl Inner {
     ) {
         while let Some(change) = changes.recv().await {
             let change = match change {
-                Change::Applied(object, _) => self.applied(object, &mut records),
+                Change::Applied(object, _) => {
+                    let kept = records.get(&object.key);
+                    if kept.is_some_and(|record| is_recalled(record) && record.metadata.uid != object.metadata.uid)
+                        && sender.send(Change::Deleted(object.key.clone())).await.is_err()
+                    {
+                        return;
+                    }
+                    self.applied(object, &mut records)
+                }
                 Change::Observed(..) => continue,
                 Change::Deleted(key) => {
                     self.state().remove(&key);
@@ -113,12 +127,27 @@ impl Inner {
                     }
                     Change::Synced
                 }
-                change @ Change::Dependency(..) => change,
+                change @ (Change::Dependency(..) | Change::Recalled(_) | Change::Away) => change,
             };
             if sender.send(change).await.is_err() {
                 return;
             }
         }
+    }
+
+    /// What the records tell before the cluster does.
+    fn recall(&self, records: &BTreeMap<Key, Record>) -> Vec<(Arc<Object>, Status)> {
+        let mut state = self.state();
+        let mut recalled = Vec::new();
+        for (key, record) in records.iter().filter(|(_, record)| is_recalled(record)) {
+            let Ok(spec) = manifest::typed_spec(key.kind, &record.spec) else { continue };
+            let (metadata, raw_spec) = (record.metadata.clone(), record.spec.clone());
+            let object = Arc::new(Object { key: key.clone(), metadata, spec, raw_spec });
+            let known = Known { object: Arc::clone(&object), status: record.status.clone(), kept: true };
+            state.insert(key.clone(), known);
+            recalled.push((object, record.status.clone()));
+        }
+        recalled
     }
 
     fn applied(&self, object: Arc<Object>, records: &mut BTreeMap<Key, Record>) -> Change {
@@ -141,9 +170,13 @@ impl Inner {
 
     /// What becomes of an object that was kept and is not told.
     async fn unseen(&self, key: Key, record: Record) -> Change {
-        let Ok(spec) = manifest::typed_spec(key.kind, &record.spec) else { return Change::Deleted(key) };
+        let gone = |key| {
+            self.state().remove(&key);
+            Change::Deleted(key)
+        };
+        let Ok(spec) = manifest::typed_spec(key.kind, &record.spec) else { return gone(key) };
         match self.backend.is_gone(&key).await {
-            Ok(true) => return Change::Deleted(key),
+            Ok(true) => return gone(key),
             Ok(false) => {}
             Err(error) => {
                 tracing::warn!(%key, %error, "whether the object is still there is not known; it stays as it was")
@@ -198,6 +231,11 @@ impl Inner {
             .await
             .map_err(|source| BackendError::Status { key: key.clone(), source })
     }
+}
+
+/// One with a file is a directory's.
+fn is_recalled(record: &Record) -> bool {
+    record.file.is_empty()
 }
 
 impl Backend for Kept {

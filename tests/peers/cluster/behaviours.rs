@@ -60,6 +60,14 @@ impl Kubernetes for Real {
     fn is_real(&self) -> bool {
         true
     }
+
+    fn go_away(&self) {
+        self.cluster.stop();
+    }
+
+    fn come_back(&self) {
+        self.cluster.resume();
+    }
 }
 
 crate::behaviours!(real());

@@ -9,7 +9,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -88,7 +88,7 @@ impl Drop for Program {
 pub struct Cluster {
     // Dropped in this order: those who ask before those who answer.
     controllers: Option<Program>,
-    api: Option<Program>,
+    api: Mutex<Option<Program>>,
     _etcd: Program,
     port: u16,
     arguments: Vec<String>,
@@ -165,7 +165,8 @@ impl Cluster {
         let (etcd, etcd_port) = start_etcd(&folder);
         let arguments = api_arguments(&folder, etcd_port);
         let (port, tls, ca) = (free_port(), Arc::new(tls), ca.pem().to_owned());
-        let mut cluster = Self { controllers: None, api: None, _etcd: etcd, port, arguments, ca, tls, folder };
+        let mut cluster =
+            Self { controllers: None, api: Mutex::new(None), _etcd: etcd, port, arguments, ca, tls, folder };
         cluster.resume();
         if setup.controllers {
             let config = cluster.kubeconfig("admin");
@@ -187,15 +188,16 @@ impl Cluster {
     }
 
     /// Ends the API server; etcd keeps everything for [`Cluster::resume`], which comes back on the same port.
-    pub fn stop(&mut self) {
-        self.api = None;
+    pub fn stop(&self) {
+        *self.api.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Starts the API server and waits until it is ready.
-    pub fn resume(&mut self) {
+    pub fn resume(&self) {
         let mut arguments = self.arguments.clone();
         arguments.push(format!("--secure-port={}", self.port));
-        self.api = Some(Program::start(&assets().join("kube-apiserver"), &arguments, &self.folder.join("api.log")));
+        let started = Program::start(&assets().join("kube-apiserver"), &arguments, &self.folder.join("api.log"));
+        *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
         eventually("the API server to be ready", || {
             let ready = self
                 .try_send("GET", "/readyz", "", &Value::Null)

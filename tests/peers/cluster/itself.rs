@@ -14,7 +14,7 @@ fn config_map(name: &str) -> Value {
 fn an_api_server_that_was_away_comes_back_with_all_it_had() {
     need_cluster!();
     let root = tempfile::tempdir().expect("temporary folder");
-    let mut cluster = Cluster::start(root.path());
+    let cluster = Cluster::start(root.path());
     cluster.create(MAPS, &config_map("kept"));
     cluster.patch(&format!("{MAPS}/kept"), &json!({ "data": { "b": "2" } }));
     cluster.stop();

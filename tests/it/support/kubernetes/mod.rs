@@ -2,6 +2,7 @@
 //! real one.
 
 pub mod kustomizations;
+pub mod outage;
 pub mod producer;
 pub mod references;
 pub mod replicas;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
-    api_server::{ApiServer, Call},
+    api_server::{ApiServer, Break, Call, Fault},
     eventually,
     fixtures::{Files, gzip, tar_of},
     http,
@@ -36,6 +37,10 @@ pub trait Kubernetes {
     /// Whether what it runs on makes Deployments come alive, collects garbage, and such; and whether it holds objects
     /// against schemas.
     fn is_real(&self) -> bool;
+    /// From now on Larder gets no answer.
+    fn go_away(&self);
+    /// It answers again, with all that it had.
+    fn come_back(&self);
 
     fn get(&self, path: &str) -> Option<Value> {
         let answer = self.send("GET", path, "", &Value::Null);
@@ -124,6 +129,15 @@ impl Kubernetes for Scripted {
 
     fn is_real(&self) -> bool {
         false
+    }
+
+    fn go_away(&self) {
+        self.0.fault(|call| call.headers.contains_key("authorization"), usize::MAX, Fault::Close);
+        self.0.break_watches(Break::Cut);
+    }
+
+    fn come_back(&self) {
+        self.0.behave();
     }
 }
 
@@ -321,6 +335,10 @@ macro_rules! behaviours {
                 a_replica_without_a_leader_to_ask_makes_the_artifact_from_the_registry,
                 an_update_of_all_replicas_leaves_nobody_without_an_artifact,
                 a_follower_writes_nothing,
+            }
+            outage {
+                a_start_without_the_api_server_serves_what_was_published,
+                what_a_producer_published_is_served_at_a_start_without_the_api_server,
             }
         }
     };
