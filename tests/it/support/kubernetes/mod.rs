@@ -1,6 +1,7 @@
 //! A daemon on a cluster: what it does, written once and shown on the scripted API server, where CI always runs it, and on a
 //! real one.
 
+pub mod kills;
 pub mod kustomizations;
 pub mod outage;
 pub mod producer;
@@ -335,6 +336,9 @@ macro_rules! behaviours {
                 a_replica_without_a_leader_to_ask_makes_the_artifact_from_the_registry,
                 an_update_of_all_replicas_leaves_nobody_without_an_artifact,
                 a_follower_writes_nothing,
+            }
+            kills {
+                whenever_the_leader_is_killed_the_other_leads_and_nothing_is_lost,
             }
             outage {
                 a_start_without_the_api_server_serves_what_was_published,

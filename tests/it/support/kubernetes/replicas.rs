@@ -17,7 +17,7 @@ use crate::support::{
 
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/default/leases/larder-leader-election";
 
-fn holder(api: &impl Kubernetes) -> String {
+pub fn holder(api: &impl Kubernetes) -> String {
     let lease = api.get(LEASE);
     lease.and_then(|lease| Some(lease["spec"]["holderIdentity"].as_str()?.to_owned())).unwrap_or_default()
 }
@@ -30,11 +30,11 @@ fn led_by(api: &impl Kubernetes, name: &str) {
 }
 
 /// What a replica serves where the status says.
-fn at(larder: &Larder, object: &Value) -> http::Response {
+pub fn at(larder: &Larder, object: &Value) -> http::Response {
     http::get(&format!("{}/{}", larder.artifacts, text(object, "/status/artifact/path")))
 }
 
-fn filled(larder: &Larder) {
+pub fn filled(larder: &Larder) {
     eventually("the replica to be ready", || {
         let answer = http::get(&format!("{}/readyz", larder.admin));
         if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
