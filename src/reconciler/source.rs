@@ -1,7 +1,7 @@
 //! One pass over the members of a group: from what the probe found to a served artifact and a status that says so.
 //!
 //! Conditions and reasons are Flux's (flux.md section 1.4). A failure never takes an artifact away: it stays in the status and is
-//! served, and the message says so.
+//! served, and the message says so; of one that was lost it says that.
 
 use std::{sync::Arc, time::Duration};
 
@@ -146,7 +146,8 @@ async fn pass(
     // Another replica, or a start before this one, may have had another address.
     status.readdress(&shared.config.advertise);
     let now = Timestamp::now();
-    verdict::judge(&mut status, &object, &desired, &result, now);
+    let remains = if result.is_err() { verdict::remains(shared, &status).await } else { String::new() };
+    verdict::judge(&mut status, &object, &desired, &result, &remains, now);
     let mut events = verdict::tell(&before, &status, &desired, &result);
     events.extend(warning.map(|message| Event {
         normal: false,

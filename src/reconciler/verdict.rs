@@ -12,13 +12,40 @@ use super::{
     source::{claim, record},
     verification,
 };
-use crate::objects::{
-    Event, Object, Status,
-    condition::{ConditionStatus, Conditions, kinds},
+use crate::{
+    blocking,
+    objects::{
+        Event, Object, Status,
+        condition::{ConditionStatus, Conditions, kinds},
+    },
 };
 
-/// Writes the conditions for a pass's result.
-pub fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &Result<(), Failure>, now: Timestamp) {
+/// What a failure has left of the artifact that a status names, for its message; nothing where it names none.
+pub async fn remains(shared: &Shared, status: &Status) -> String {
+    let Some(artifact) = &status.artifact else { return String::new() };
+    let (store, digest, revision) = (shared.puller.store().clone(), artifact.digest, &artifact.revision);
+    if !artifact.is_larders() {
+        return format!(
+            "; the artifact of revision '{revision}', which another controller stored, stays in the status"
+        );
+    }
+    match blocking::io(move || store.has(&digest)).await {
+        Ok(true) => format!("; the artifact of revision '{revision}' is still served"),
+        _ => format!(
+            "; the artifact of revision '{revision}' was lost here, and cannot be served before it is fetched again"
+        ),
+    }
+}
+
+/// Writes the conditions for a pass's result; `remains` as [`remains`] tells it.
+pub fn judge(
+    status: &mut Status,
+    object: &Object,
+    desired: &Desired,
+    result: &Result<(), Failure>,
+    remains: &str,
+    now: Timestamp,
+) {
     let generation = object.metadata.generation;
     if let Some(token) = object.requested_at() {
         status.last_handled_reconcile_at = Some(token.to_string());
@@ -43,15 +70,9 @@ pub fn judge(status: &mut Status, object: &Object, desired: &Desired, result: &R
         }
         Err(failure) => {
             clear_failures(conditions, failure.condition);
-            let mut message = failure.message.clone();
-            match &status.artifact {
-                Some(artifact) => {
-                    let still = format!("; the artifact of revision '{}' is still served", artifact.revision);
-                    message.push_str(&still);
-                }
-                None => {
-                    conditions.delete(kinds::ARTIFACT_IN_STORAGE);
-                }
+            let message = format!("{}{remains}", failure.message);
+            if status.artifact.is_none() {
+                conditions.delete(kinds::ARTIFACT_IN_STORAGE);
             }
             if failure.is_stalled() {
                 conditions.delete(kinds::RECONCILING);
@@ -138,10 +159,7 @@ pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused:
     if let Some(token) = object.requested_at() {
         status.last_handled_reconcile_at = Some(token.to_string());
     }
-    let mut message = refused.message.clone();
-    if let Some(artifact) = &status.artifact {
-        message.push_str(&format!("; the artifact of revision '{}' is still served", artifact.revision));
-    }
+    let message = format!("{}{}", refused.message, remains(shared, &status).await);
     let conditions = &mut status.conditions;
     let new = conditions.find(refused.condition).is_none_or(|c| c.message != message || c.reason != refused.reason);
     clear_failures(conditions, refused.condition);

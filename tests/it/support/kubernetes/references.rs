@@ -13,7 +13,7 @@ use crate::support::{
     fixtures::{files, gzip, tar_of},
     http,
     larder::{condition_of, fetch_artifact, is_ready, text},
-    registry::{Kind, Options},
+    registry::{Fault, Kind, Options},
     signing::{layer_by_key, simple_signing},
     upstream::{MANIFEST, descriptor},
 };
@@ -225,6 +225,22 @@ pub fn what_is_lost_on_disk_comes_back(api: &impl Kubernetes) {
     std::fs::remove_file(&blob).expect("the blob");
     stage.request(&path, "1");
     assert_eq!(fetch_artifact(&stage.ready(&path)), std::fs::read(&blob).expect("it is there again"));
+    // While the registry is away it is not said to be served.
+    let kept = std::fs::read(&blob).expect("the blob");
+    std::fs::remove_file(&blob).expect("the blob");
+    stage.registry.fault(|_| true, 1_000, Fault::status(403));
+    let told = |token: &str, part: &str| {
+        stage.request(&path, token);
+        let failed = stage.failed(&path, "FetchFailed", "OCIArtifactPullFailed");
+        let message = text(condition_of(&failed, "FetchFailed"), "/message").to_owned();
+        assert!(message.contains(part), "{message}");
+    };
+    told("lost", "was lost here, and cannot be served before it is fetched again");
+    assert_eq!(http::get(text(&ready, "/status/artifact/url")).status, 503);
+    std::fs::write(&blob, kept).expect("the blob");
+    told("found", "is still served");
+    assert_eq!(http::get(text(&ready, "/status/artifact/url")).status, 200);
+    stage.registry.heal();
     // A bit of it flips: never served, and fetched again.
     let mut bytes = std::fs::read(&blob).expect("the blob");
     bytes[20] ^= 1;
