@@ -18,11 +18,12 @@ pub use settings::{
     AccessRule, RegistrySettings, Settings, StoreSettings, TagRule, TlsSettings, UpstreamMode, UpstreamSettings,
 };
 pub use values::{
-    Address, Advertise, ByteSize, Cidr, Feature, FeatureGate, HostPort, MirrorListen, UpstreamFlag, WatchKind,
+    Address, Advertise, ByteSize, Cidr, Feature, FeatureGate, HostPort, MirrorListen, ReplicaAddress, UpstreamFlag,
+    WatchKind,
 };
 
 use crate::{
-    objects::{FluxDuration, Kind},
+    objects::{FluxDuration, Kind, cluster::Notifications},
     server::registry::access,
     telemetry::LogFormat,
 };
@@ -49,9 +50,9 @@ pub struct Config {
     /// The kinds that are reconciled, each once.
     pub watch_kinds: Vec<Kind>,
     /// Where the other replicas reach this one's artifact listener.
-    pub replica_address: Option<HostPort>,
+    pub replica_address: Option<ReplicaAddress>,
     /// Flux's notification-controller.
-    pub events_addr: Option<String>,
+    pub events_addr: Option<Notifications>,
     /// Whether a Kustomization may name a source or a dependency of another namespace.
     pub cross_namespace_references: bool,
     /// Publish ExternalArtifacts, and write nothing else to the cluster.

@@ -7,6 +7,7 @@
 //!
 //! Names carry their unit; the suffix `_total` of counters is added by the encoder.
 
+mod cluster;
 mod store;
 
 use std::{
@@ -28,6 +29,8 @@ use prometheus_client::{
 
 use crate::class::Class;
 
+use cluster::ClusterMetrics;
+pub use cluster::{leading, watch_failed};
 use store::StoreMetrics;
 pub use store::{Eviction, evicted, scrub_oldest, scrubbed, store_bounds, store_cached, store_health};
 
@@ -291,6 +294,7 @@ struct Metrics {
     file_bytes: Bytes,
     logical_bytes: Bytes,
     store: StoreMetrics,
+    cluster: ClusterMetrics,
     reconciles: Family<KindOutcome, Count>,
     durations: Histograms<Kind>,
     gotk_durations: Histograms<Object>,
@@ -316,6 +320,7 @@ impl Metrics {
             logical_bytes.clone(),
         );
         let store_metrics = StoreMetrics::register(&mut registry);
+        let cluster = ClusterMetrics::register(&mut registry);
         let reconciles = Family::<KindOutcome, Count>::default();
         registry.register("larder_reconcile", "Passes over objects that ended", reconciles.clone());
         let durations = histograms::<Kind>();
@@ -342,6 +347,7 @@ impl Metrics {
             file_bytes: store.get_or_create_owned(&Kind { kind: "file" }),
             logical_bytes,
             store: store_metrics,
+            cluster,
             reconciles,
             durations,
             gotk_durations,

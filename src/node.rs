@@ -9,15 +9,10 @@ mod cluster;
 mod logins;
 mod mirrors;
 mod orders;
+mod surroundings;
 mod upkeep;
 
-use std::{
-    ffi::OsString,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio::{sync::mpsc, task::JoinSet};
@@ -26,6 +21,7 @@ use self::mirrors::MirrorListener;
 pub use self::{
     cluster::{ClusterError, MigrationReport, ReportError, migration_report},
     mirrors::MirrorSetupError,
+    surroundings::Surroundings,
 };
 use crate::{
     apply::confine::Launcher,
@@ -70,37 +66,6 @@ pub struct Node {
     serving: tokio::sync::Mutex<JoinSet<()>>,
     /// The threads that serve connections; they end with the daemon.
     _workers: Arc<Workers>,
-}
-
-/// What a daemon must know of the process around it, which only the command line reads.
-#[derive(Clone, Debug)]
-pub struct Surroundings {
-    /// PATH.
-    pub search: Option<OsString>,
-    /// This program.
-    pub program: PathBuf,
-    /// The environment's proxies.
-    pub proxies: ProxyEnvironment,
-    /// `POD_NAMESPACE`.
-    pub pod_namespace: Option<String>,
-    /// `POD_NAME`.
-    pub pod_name: Option<String>,
-    /// This process's identities in clouds.
-    pub identities: login::Environment,
-}
-
-impl Surroundings {
-    /// This process's.
-    pub fn of_this_process() -> std::io::Result<Self> {
-        Ok(Self {
-            search: std::env::var_os("PATH"),
-            program: std::env::current_exe()?,
-            proxies: ProxyEnvironment::read(|name| std::env::var(name).ok()),
-            pod_namespace: std::env::var("POD_NAMESPACE").ok(),
-            pod_name: std::env::var("POD_NAME").ok(),
-            identities: login::Environment::read(|name| std::env::var(name).ok()),
-        })
-    }
 }
 
 /// Why a daemon could not start.
@@ -180,12 +145,13 @@ impl Node {
             None => None,
         };
         let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let cluster::Objects { backend, applier, producer } = tokio::select! {
+        let cluster::Objects { backend, applier, producer, api_server } = tokio::select! {
             objects = cluster::objects(&config, &surroundings, &hostname, artifacts.address()) => objects?,
             () = shutdown.wait() => return Err(NodeError::Stopped),
         };
         let login = logins::of(&backend, surroundings.identities);
-        let client = Client::new(client_config(&config, surroundings.proxies, login))?;
+        let api_servers = api_server.into_iter().chain(surroundings.api_server).collect();
+        let client = Client::new(client_config(&config, surroundings.proxies, login, api_servers))?;
         let puller = Puller::new(store.clone(), client)?;
         let (mirror, mirrors) = mirrors::set_up(&config, &puller).await?.unzip();
         let mirrors = mirrors.unwrap_or_default().into_iter().map(|listener| listener.like(&workers, tls.as_ref()));
@@ -356,11 +322,17 @@ fn as_registry(host: &HostPort) -> Option<oci::Registry> {
     host.to_string().parse().ok()
 }
 
-fn client_config(config: &Config, proxies: ProxyEnvironment, login: login::Config) -> registry::Config {
+fn client_config(
+    config: &Config,
+    proxies: ProxyEnvironment,
+    login: login::Config,
+    api_servers: Vec<String>,
+) -> registry::Config {
     registry::Config {
         egress_allow: config.egress_allow.iter().map(ToString::to_string).collect(),
         egress_deny: config.egress_deny.iter().map(ToString::to_string).collect(),
         token_realms: config.token_realms.iter().map(ToString::to_string).collect(),
+        api_servers,
         proxies,
         login,
         ..registry::Config::default()
@@ -429,6 +401,7 @@ impl Control for Controls {
                 NotDone::Suspended => Refusal::Suspended,
                 NotDone::Timeout => Refusal::Timeout,
                 NotDone::Elsewhere => Refusal::Elsewhere,
+                NotDone::Leaderless => Refusal::Leaderless,
             })?;
             self.reconciler.shown(key).await.ok_or(Refusal::Unknown)
         })

@@ -5,7 +5,7 @@
 //! `LARDER_LOG`, in the directives of tracing's `EnvFilter` (`debug`, `larder::server=trace,info`), which the caller
 //! reads: nothing here looks at the environment.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -53,17 +53,67 @@ fn filter(directives: Option<&str>) -> Result<EnvFilter, LogError> {
 
 /// Sets up logging for this process; `level` is what `LARDER_LOG` holds.
 pub fn init(format: LogFormat, level: Option<&str>) -> Result<(), LogError> {
-    let builder = fmt().with_env_filter(filter(level)?).with_writer(std::io::stderr);
+    let builder = fmt().with_env_filter(filter(level)?).with_writer(io::stderr);
     match format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Text => {
+            builder.with_writer(|| OneLine(io::stderr())).with_ansi(io::stderr().is_terminal()).try_init()
+        }
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
     }
     .map_err(|_| LogError::Twice)
 }
 
+/// Writes an event, which comes as one piece with a line's end, as one line: what it quotes (a kustomize's complaint, an
+/// API server's message) may have several.
+struct OneLine<W>(W);
+
+impl<W: Write> Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let (text, end) = match event.split_last() {
+            Some((b'\n', text)) => (text, &b"\n"[..]),
+            _ => (event, &b""[..]),
+        };
+        if !text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+            self.0.write_all(event)?;
+            return Ok(event.len());
+        }
+        let mut line = Vec::with_capacity(event.len() + 16);
+        for byte in text {
+            match byte {
+                b'\n' => line.extend_from_slice(b"\\n"),
+                b'\r' => line.extend_from_slice(b"\\r"),
+                byte => line.push(*byte),
+            }
+        }
+        line.extend_from_slice(end);
+        self.0.write_all(&line)?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_one_line() {
+        for (event, line) in [
+            ("a b\n", "a b\n"),
+            ("a\nb\r\nc\n", "a\\nb\\r\\nc\n"),
+            ("a\n\n", "a\\n\n"),
+            ("a", "a"),
+            ("\n", "\n"),
+            ("", ""),
+        ] {
+            let mut written = Vec::new();
+            OneLine(&mut written).write_all(event.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8(written).unwrap(), line, "{event:?}");
+        }
+    }
 
     #[test]
     fn refuses_a_level_it_does_not_know() {

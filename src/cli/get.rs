@@ -63,8 +63,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// Finds a kind by what the user wrote.
 pub fn find_kind(text: &str) -> anyhow::Result<Kind> {
-    let kinds = Kind::ALL.map(Kind::name).join(", ");
-    Kind::find(text).ok_or_else(|| usage(format!("there is no kind {text:?}; the kinds are {kinds}")))
+    Kind::find(text).ok_or_else(|| usage(format!("there is no kind {text:?}; the kinds are {}", Kind::names())))
 }
 
 fn row(item: &Value) -> Vec<String> {

@@ -58,6 +58,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         StatusCode::NOT_FOUND => bail!("there is no {called} at this daemon; `larder get` lists what there is"),
         StatusCode::CONFLICT => bail!("{called} is suspended; set spec.suspend to false first"),
         StatusCode::GATEWAY_TIMEOUT => bail!("{called} was not done within its spec.timeout"),
+        StatusCode::SERVICE_UNAVAILABLE => bail!("{}", message(&object)),
         _ => bail!("the daemon answered {status}: {}", message(&object)),
     }
     if arguments.output != Format::Table {

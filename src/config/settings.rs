@@ -6,10 +6,12 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::values::{Address, Advertise, ByteSize, Cidr, FeatureGate, HostPort, MirrorListen, UpstreamFlag, WatchKind};
+use super::values::{
+    Address, Advertise, ByteSize, Cidr, FeatureGate, HostPort, MirrorListen, ReplicaAddress, UpstreamFlag, WatchKind,
+};
 use crate::{
     mirror,
-    objects::FluxDuration,
+    objects::{FluxDuration, cluster::Notifications},
     server::registry::access::{Pattern, Subject},
     telemetry::LogFormat,
 };
@@ -61,11 +63,12 @@ pub struct Settings {
 
     /// Where the other replicas reach this one's artifact listener [default: the address it listens on].
     #[arg(long, value_name = "HOST:PORT", env = "LARDER_REPLICA_ADDRESS")]
-    pub replica_address: Option<HostPort>,
+    pub replica_address: Option<ReplicaAddress>,
 
     /// Flux's notification-controller, which is told of events, as in <http://notification-controller.flux-system>.
     #[arg(long, value_name = "URL", env = "LARDER_EVENTS_ADDR")]
-    pub events_addr: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub events_addr: Option<Notifications>,
 
     /// Forbid Kustomizations to name sources and dependencies of other namespaces [default: false].
     #[arg(long, value_name = "BOOL", env = "LARDER_NO_CROSS_NAMESPACE_REFS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]

@@ -153,7 +153,7 @@ fn tells_what_is_wrong_where_and_what_was_meant() {
         ),
         (
             "kubernetes: true\nwatchKind: [Bucket]\n",
-            "f:2: \"Bucket\" is none of OCIRepository, GitRepository, HelmRepository, HelmChart, Kustomization",
+            "f:2: \"Bucket\" is none of OCIRepository (ocirepo), GitRepository (gitrepo), HelmRepository (helmrepo), HelmChart (hc), Kustomization (ks)",
         ),
         (
             "mirrorListen: [':1=ghcr.io']\n",

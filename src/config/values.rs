@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
 use crate::{
-    objects::Kind,
+    objects::{Kind, cluster::Notifications},
     server::registry::access::{Pattern, Subject},
 };
 
@@ -20,10 +20,27 @@ macro_rules! from_text {
         }
     )*};
 }
-from_text!(Address, Advertise, Cidr, FeatureGate, HostPort, MirrorListen, Pattern, Subject, UpstreamFlag, WatchKind);
+from_text!(
+    Address,
+    Advertise,
+    Cidr,
+    FeatureGate,
+    HostPort,
+    MirrorListen,
+    Notifications,
+    Pattern,
+    ReplicaAddress,
+    Subject,
+    UpstreamFlag,
+    WatchKind
+);
 
 /// Splits `HOST:PORT`, `[v6]:PORT`, `HOST`; the host without brackets.
 fn split_host_port(text: &str) -> Result<(String, Option<u16>), String> {
+    if text.contains('@') {
+        // What stands before the @ is not repeated.
+        return Err("a host and port here must not have a user or password before them".into());
+    }
     let wrong = || format!("{text:?} is not HOST or HOST:PORT");
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or_else(wrong)?;
@@ -121,6 +138,31 @@ impl fmt::Display for HostPort {
     }
 }
 
+/// Where a replica's artifacts are: HOST:PORT.
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "String")]
+pub struct ReplicaAddress(HostPort);
+
+impl FromStr for ReplicaAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address: HostPort = text.parse()?;
+        match address.port {
+            Some(1..) => Ok(Self(address)),
+            _ => {
+                Err(format!("{text:?} is not HOST:PORT, where the other replicas reach this one, as in 10.0.0.7:9790"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for ReplicaAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A kind that is watched, by its name, plural or short name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 #[schemars(with = "String")]
@@ -130,10 +172,7 @@ impl FromStr for WatchKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Kind::find(text).map(Self).ok_or_else(|| {
-            let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-            format!("{text:?} is none of {}", known.join(", "))
-        })
+        Kind::find(text).map(Self).ok_or_else(|| format!("{text:?} is none of {}", Kind::names()))
     }
 }
 

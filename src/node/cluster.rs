@@ -44,6 +44,17 @@ pub struct Objects {
     pub applier: Option<Applier>,
     /// What publishes artifacts; it is to be told when they can be fetched.
     pub producer: Option<Arc<Producer>>,
+    /// Host and port of the cluster's API server.
+    pub api_server: Option<String>,
+}
+
+/// The way to a cluster.
+struct Way {
+    client: kube::Client,
+    /// For what Larder keeps there.
+    namespace: String,
+    /// Host and port.
+    api_server: Option<String>,
 }
 
 /// The objects of a directory, of a cluster, or none. `artifacts` is where this replica serves.
@@ -54,27 +65,28 @@ pub async fn objects(
     artifacts: SocketAddr,
 ) -> Result<Objects, NodeError> {
     if config.kubernetes && !config.external_artifacts {
-        let (client, namespace) = client(surroundings).await?;
-        let applier = Some(Applier::new(client.clone()));
-        let backend = Arc::new(cluster(client, namespace, config, surroundings, hostname, artifacts).await?);
-        return Ok(Objects { backend, applier, producer: None });
+        let way = client(surroundings).await?;
+        let (applier, api_server) = (Some(Applier::new(way.client.clone())), way.api_server.clone());
+        let backend = Arc::new(cluster(way, config, surroundings, hostname, artifacts).await?);
+        return Ok(Objects { backend, applier, producer: None, api_server });
     }
     let sources: Arc<dyn Backend> = match &config.objects {
         _ if config.kubernetes => {
-            let (client, namespace) = client(surroundings).await?;
-            let cluster = cluster(client, namespace, config, surroundings, hostname, artifacts).await?;
+            let way = client(surroundings).await?;
+            let cluster = cluster(way, config, surroundings, hostname, artifacts).await?;
             Arc::new(Kept::open(Arc::new(cluster), &config.data).await?)
         }
         Some(directory) => Arc::new(Directory::open(directory, &config.data).await?),
         None => Arc::new(Nothing),
     };
     if !config.external_artifacts {
-        return Ok(Objects { backend: sources, applier: None, producer: None });
+        return Ok(Objects { backend: sources, applier: None, producer: None, api_server: None });
     }
-    let (client, _) = client(surroundings).await?;
+    let Way { client, api_server, .. } = client(surroundings).await?;
     let settings = producer::Settings { producer: name(config, hostname).await, owned: config.kubernetes };
     let producer = Arc::new(Producer::new(sources, client, settings));
-    Ok(Objects { backend: Arc::clone(&producer) as Arc<dyn Backend>, applier: None, producer: Some(producer) })
+    let backend = Arc::clone(&producer) as Arc<dyn Backend>;
+    Ok(Objects { backend, applier: None, producer: Some(producer), api_server })
 }
 
 /// Which producer this is, for as long as its sources come from the same place: a label's value.
@@ -103,7 +115,7 @@ pub async fn migration_report(objects: Option<&Path>) -> Result<MigrationReport,
             let read = blocking::io(move || survey::of_directory(&directory)).await;
             read.map_err(|source| ReportError::Directory { place: shown, source })?
         }
-        None => survey::of_cluster(connect().await?.0).await.map_err(ReportError::Away)?,
+        None => survey::of_cluster(connect().await?.client).await.map_err(ReportError::Away)?,
     };
     Ok(MigrationReport { lines: report::judge(&survey.items), errors: survey.errors })
 }
@@ -137,25 +149,27 @@ pub enum ReportError {
     Away(#[source] CallError),
 }
 
-/// The way to the cluster of KUBECONFIG, or to the one that this runs in; and the namespace for what Larder keeps there.
-async fn client(surroundings: &Surroundings) -> Result<(kube::Client, String), ClusterError> {
-    let (client, namespace) = connect().await?;
-    Ok((client, surroundings.pod_namespace.clone().unwrap_or(namespace)))
+/// The way to the cluster of KUBECONFIG, or to the one that this runs in.
+async fn client(surroundings: &Surroundings) -> Result<Way, ClusterError> {
+    let way = connect().await?;
+    Ok(Way { namespace: surroundings.pod_namespace.clone().unwrap_or(way.namespace), ..way })
 }
 
-async fn connect() -> Result<(kube::Client, String), ClusterError> {
+async fn connect() -> Result<Way, ClusterError> {
     let mut found = kube::Config::infer().await.map_err(|error| ClusterError::Nowhere(error.into()))?;
     // Calls are made again by those who know what may be made twice, and how long it is worth while.
     found.default_retry = false;
     found.headers.push((USER_AGENT, HeaderValue::from_static(concat!("larder/", env!("CARGO_PKG_VERSION")))));
     let namespace = found.default_namespace.clone();
+    let default = if found.cluster_url.scheme_str() == Some("http") { 80 } else { 443 };
+    let port = found.cluster_url.port_u16().unwrap_or(default);
+    let api_server = found.cluster_url.host().map(|host| format!("{host}:{port}"));
     let client = kube::Client::try_from(found).map_err(|error| ClusterError::Client(error.into()))?;
-    Ok((client, namespace))
+    Ok(Way { client, namespace, api_server })
 }
 
 async fn cluster(
-    client: kube::Client,
-    namespace: String,
+    Way { client, namespace, .. }: Way,
     config: &Config,
     surroundings: &Surroundings,
     hostname: &str,

@@ -92,6 +92,15 @@ impl Kind {
         Self::ALL.into_iter().find(|k| k.lower() == text || k.other_names().contains(&text.as_str()))
     }
 
+    /// What [`Kind::find`] takes, for people: each name with its short one.
+    pub fn names() -> String {
+        let with_short = |kind: &Self| match kind.other_names() {
+            [_, short, ..] => format!("{kind} ({short})"),
+            _ => kind.to_string(),
+        };
+        Self::ALL.iter().map(with_short).collect::<Vec<_>>().join(", ")
+    }
+
     /// The name in lower case, as in artifact paths.
     pub fn lower(self) -> String {
         self.name().to_ascii_lowercase()
@@ -281,6 +290,25 @@ pub enum BackendError {
     /// The cluster's API refused or is away.
     #[error("{0}")]
     Api(String),
+    /// A call to the cluster's API failed, or gave what cannot be used.
+    #[error("{message}")]
+    Call {
+        /// What could not be done, and why.
+        message: String,
+        /// The class of failure.
+        class: Class,
+    },
+}
+
+impl BackendError {
+    /// The class of failure.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Status { .. } | Self::Unreadable { .. } => Class::Disk,
+            Self::Api(_) => Class::Net,
+            Self::Call { class, .. } => *class,
+        }
+    }
 }
 
 /// Whether this process is the one that writes.
@@ -288,8 +316,10 @@ pub enum BackendError {
 pub enum Leadership {
     /// It is.
     Leading,
-    /// Another one is, or nobody is known to be; where the leader's artifacts are (`http://host:port`), if it says.
+    /// Another one is; where its artifacts are (`http://host:port`), if it says.
     Following(Option<String>),
+    /// Nobody is known to be.
+    Leaderless,
 }
 
 /// Where objects come from and their statuses go: a directory or a cluster.

@@ -114,6 +114,8 @@ pub enum NotDone {
     Timeout,
     /// Another replica leads.
     Elsewhere,
+    /// No replica is known to lead.
+    Leaderless,
 }
 
 impl Reconciler {
@@ -258,7 +260,8 @@ impl Reconciler {
             return Err(NotDone::Suspended);
         }
         if !shared.is_leading() {
-            return Err(NotDone::Elsewhere);
+            let elsewhere = matches!(*shared.leadership.borrow(), Leadership::Following(_));
+            return Err(if elsewhere { NotDone::Elsewhere } else { NotDone::Leaderless });
         }
         let pass = async {
             if key.kind != Kind::Kustomization {

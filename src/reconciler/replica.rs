@@ -34,7 +34,7 @@ pub async fn turned(shared: &Arc<Shared>, leadership: &Leadership) {
                 shared.settle(&key).await;
             }
         }
-        Leadership::Following(_) => {
+        Leadership::Following(_) | Leadership::Leaderless => {
             for key in &keys {
                 shared.withdraw(key);
                 if let Some(entry) = shared.lock().objects.get_mut(key) {
@@ -79,7 +79,7 @@ pub async fn fill(shared: Arc<Shared>) {
         return;
     }
     let mut leadership = shared.leadership.clone();
-    let known = |l: &Leadership| !matches!(l, Leadership::Following(None));
+    let known = |l: &Leadership| *l != Leadership::Leaderless;
     let _ = tokio::time::timeout(ELECTION, leadership.wait_for(known)).await;
     let keys = missing(&shared).await;
     let filling = async {
@@ -126,7 +126,7 @@ pub async fn bring(shared: &Arc<Shared>, key: &Key) {
     }
     let leader = match &*shared.leadership.borrow() {
         Leadership::Following(leader) => leader.clone(),
-        Leadership::Leading => None,
+        Leadership::Leading | Leadership::Leaderless => None,
     };
     if let Some(leader) = leader {
         let _lease = shared.puller.store().lease(digest);

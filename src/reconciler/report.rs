@@ -67,7 +67,7 @@ pub fn judge(items: &[Item]) -> Vec<Line> {
     let all = by_key(items);
     let line = |item: &Item| {
         let (verdict, why) = match &item.found {
-            Found::Other(spec) => (Verdict::NotTaken, vec![other(&item.kind, spec)]),
+            Found::Other(spec) => (Verdict::NotTaken, vec![other(item, spec, &all)]),
             Found::Unreadable(error) => (Verdict::Refused, vec![error.clone()]),
             Found::Read(object, status) => match &object.spec {
                 Spec::Kustomization(_) => applied(object, &all),
@@ -80,13 +80,43 @@ pub fn judge(items: &[Item]) -> Vec<Line> {
     items.iter().map(line).collect()
 }
 
-fn other(kind: &str, spec: &serde_json::Value) -> String {
-    if kind != "HelmRelease" {
+fn other(item: &Item, spec: &serde_json::Value, all: &BTreeMap<Key, Arc<Object>>) -> String {
+    if item.kind != "HelmRelease" {
         return "stays Flux's: Larder has no such kind".into();
     }
-    let text = |pointer: &str| spec.pointer(pointer).and_then(serde_json::Value::as_str);
-    let from = text("/chartRef/kind").or_else(|| text("/chart/spec/sourceRef/kind")).unwrap_or("chart");
-    format!("stays Flux's: helm-controller takes its {from}'s artifact from Larder as from Flux")
+    // With a `chart` helm-controller makes a HelmChart, in the namespace of what that comes from.
+    let (reference, through) = match &spec["chartRef"] {
+        serde_json::Value::Null => (&spec["chart"]["spec"]["sourceRef"], "the HelmChart that it makes from "),
+        reference => (reference, ""),
+    };
+    let text = |field: &str| reference[field].as_str();
+    let (Some(kind), Some(name)) = (text("kind"), text("name")) else {
+        return "stays Flux's: helm-controller finds its chart, if it names any".into();
+    };
+    let namespace = text("namespace").unwrap_or(&item.namespace);
+    let from = format!("{through}{kind} {namespace}/{name}");
+    let object = Kind::find(kind).and_then(|kind| all.get(&Key::new(kind, namespace, name)));
+    match object {
+        Some(object) if is_held(object, !through.is_empty(), all) => {
+            format!("stays Flux's: helm-controller takes the artifact of {from} from Larder as from Flux")
+        }
+        Some(_) => format!("stays Flux's, with its chart: {from} needs source-controller"),
+        None if kind == "ExternalArtifact" => {
+            format!("stays Flux's: helm-controller takes the artifact of {from} from whoever publishes it")
+        }
+        None => format!("stays Flux's: {from} is not there, or not Larder's"),
+    }
+}
+
+/// Whether a release's chart is fetched by Larder: from this object, or from the HelmChart that is made from it.
+fn is_held(object: &Object, through_a_chart: bool, all: &BTreeMap<Key, Arc<Object>>) -> bool {
+    match object.key.kind {
+        Kind::HelmRepository => through_a_chart && object.is_ours(),
+        Kind::OCIRepository | Kind::HelmChart if !through_a_chart => {
+            desired::examine(object, |key| all.get(key).map(Arc::clone)).is_ok_and(|held| held)
+        }
+        _ => false,
+    }
 }
 
 fn source(object: &Object, status: &Status, all: &BTreeMap<Key, Arc<Object>>) -> Judged {
@@ -119,7 +149,7 @@ fn moves(artifact: &Artifact, kind: Kind) -> String {
 
 fn applied(object: &Object, all: &BTreeMap<Key, Arc<Object>>) -> Judged {
     match kustomization::examine(object) {
-        Err(why) => return (Verdict::Refused, vec![why]),
+        Err(why) => return (Verdict::Refused, why),
         Ok(None) => {}
         Ok(Some(source)) => {
             let why = match all.get(&source) {
@@ -179,6 +209,13 @@ mod tests {
             spec
         };
         let from = |kind: &str, name: &str| json!({"sourceRef": {"kind": kind, "name": name}});
+        let release = |spec: Value| Item {
+            kind: "HelmRelease".into(),
+            namespace: "default".into(),
+            name: "r".into(),
+            found: Found::Other(spec),
+        };
+        let through = |kind: &str, name: &str| json!({"chart": {"spec": {"sourceRef": {"kind": kind, "name": name}}}});
         let table: Vec<(Item, Verdict, &str)> = vec![
             (item(OCIRepository, "plain", oci(none()), none()), Same, ""),
             (item(OCIRepository, "larders", oci(none()), larder), Same, ""),
@@ -303,15 +340,35 @@ mod tests {
                 "no such kind",
             ),
             (
-                Item {
-                    kind: "HelmRelease".into(),
-                    namespace: "default".into(),
-                    name: "r".into(),
-                    found: Found::Other(json!({"chartRef": {"kind": "OCIRepository", "name": "plain"}})),
-                },
+                release(json!({"chartRef": {"kind": "OCIRepository", "name": "plain"}})),
                 NotTaken,
-                "takes its OCIRepository's artifact from Larder",
+                "takes the artifact of OCIRepository default/plain from Larder",
             ),
+            (
+                release(json!({"chartRef": {"kind": "OCIRepository", "name": "url"}})),
+                NotTaken,
+                "needs source-controller",
+            ),
+            (
+                release(json!({"chartRef": {"kind": "HelmChart", "name": "c1"}})),
+                NotTaken,
+                "HelmChart default/c1 from Larder",
+            ),
+            (release(json!({"chartRef": {"kind": "HelmChart", "name": "c2"}})), NotTaken, "needs source-controller"),
+            (
+                release(json!({"chartRef": {"kind": "OCIRepository", "name": "plain", "namespace": "other"}})),
+                NotTaken,
+                "OCIRepository other/plain is not there",
+            ),
+            (release(through("HelmRepository", "charts")), NotTaken, "HelmRepository default/charts from Larder"),
+            (
+                release(through("HelmRepository", "http")),
+                NotTaken,
+                "HelmRepository default/http needs source-controller",
+            ),
+            (release(through("GitRepository", "git-oci")), NotTaken, "needs source-controller"),
+            (release(through("Bucket", "b")), NotTaken, "Bucket default/b is not there, or not Larder's"),
+            (release(json!({})), NotTaken, "if it names any"),
             (
                 Item {
                     kind: "OCIRepository".into(),

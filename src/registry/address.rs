@@ -1,14 +1,14 @@
 //! Which addresses may be contacted (contract section 2, "Addresses").
 //!
-//! Link-local, metadata, unspecified, multicast and the API server's addresses are never contacted; loopback only
-//! with permission; private ranges for what a spec names, and for a redirect or a token service only from a private
-//! origin. A login reaches the metadata addresses that give a workload its identity ([`gives_identity`]), and nobody else
-//! does. `--egress-deny` and `--egress-allow` come first, in this order. An address that carries another one
-//! (IPv4-mapped, NAT64, 6to4) is judged by both.
+//! Link-local, metadata, unspecified, multicast addresses and the API server are never contacted (the one of a KUBECONFIG
+//! by host and port, as a registry may be beside it); loopback only with permission; private ranges for what a spec names,
+//! and for a redirect or a token service only from a private origin. A login reaches the metadata addresses that give a
+//! workload its identity ([`gives_identity`]), and nobody else does. `--egress-deny` and `--egress-allow` come first, in
+//! this order. An address that carries another one (IPv4-mapped, NAT64, 6to4) is judged by both.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::error::RegistryError;
+use super::{error::RegistryError, target::split_authority};
 use crate::oci::Registry;
 
 /// A network in CIDR notation; a bare address is itself alone.
@@ -53,8 +53,27 @@ impl Cidr {
 pub(super) struct Rules {
     allow: Vec<Cidr>,
     deny: Vec<Cidr>,
-    /// The API server's host: an address, or a name.
-    api_server: Option<String>,
+    /// The API servers.
+    api_servers: Vec<ApiServer>,
+}
+
+/// Where an API server is.
+#[derive(Clone, Debug)]
+struct ApiServer {
+    /// An address, or a name.
+    host: String,
+    /// Without one, whatever port: a Service's address is nothing else's.
+    port: Option<u16>,
+}
+
+impl ApiServer {
+    fn is_at(&self, port: u16) -> bool {
+        self.port.is_none_or(|own| own == port)
+    }
+
+    fn address(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
 }
 
 /// What a contact may do beyond the rules for everybody.
@@ -69,7 +88,7 @@ pub(super) struct Permission {
 }
 
 impl Rules {
-    pub(super) fn new(allow: &[String], deny: &[String], api_server: Option<&str>) -> Result<Self, RegistryError> {
+    pub(super) fn new(allow: &[String], deny: &[String], api_servers: &[String]) -> Result<Self, RegistryError> {
         let parse = |what: &str, list: &[String]| {
             list.iter()
                 .map(|text| {
@@ -79,12 +98,23 @@ impl Rules {
                 })
                 .collect::<Result<Vec<_>, _>>()
         };
-        let api_server = api_server.map(|host| host.trim_matches(['[', ']']).to_ascii_lowercase());
-        Ok(Self { allow: parse("allow", allow)?, deny: parse("deny", deny)?, api_server })
+        let server = |text: &String| {
+            let (host, port) = split_authority(text, true)?;
+            let says_port = text.ends_with(&format!(":{port}"));
+            Some(ApiServer { host: host.trim_end_matches('.').to_owned(), port: says_port.then_some(port) })
+        };
+        let api_servers = api_servers.iter().filter_map(server).collect();
+        Ok(Self { allow: parse("allow", allow)?, deny: parse("deny", deny)?, api_servers })
     }
 
-    /// Whether `address` may be contacted; else why not.
-    pub(super) fn check(&self, address: IpAddr, permission: Permission) -> Result<(), &'static str> {
+    /// Whether `address` may be contacted at `port`; else why not. `api`: where the names of API servers led just now.
+    pub(super) fn check(
+        &self,
+        address: IpAddr,
+        port: u16,
+        permission: Permission,
+        api: &[IpAddr],
+    ) -> Result<(), &'static str> {
         let mapped = carried(address);
         let listed = |list: &[Cidr]| list.iter().any(|c| c.contains(address) || mapped.is_some_and(|m| c.contains(m)));
         if listed(&self.deny) {
@@ -94,15 +124,20 @@ impl Rules {
             return Ok(());
         }
         for address in [Some(address), mapped].into_iter().flatten() {
-            self.check_kind(address, permission)?;
+            // Who listens on one loopback address mostly does on all.
+            let is_it = |api: IpAddr| api == address || (api.is_loopback() && address.is_loopback());
+            let mut literal = self.api_servers.iter().filter(|s| s.is_at(port)).filter_map(ApiServer::address);
+            if literal.any(is_it) || api.iter().copied().any(is_it) {
+                return Err(
+                    "the address of the Kubernetes API server is never contacted (--egress-allow may permit it)",
+                );
+            }
+            Self::check_kind(address, permission)?;
         }
         Ok(())
     }
 
-    fn check_kind(&self, address: IpAddr, permission: Permission) -> Result<(), &'static str> {
-        if self.api_address() == Some(address) {
-            return Err("the address of the Kubernetes API server is never contacted (--egress-allow may permit it)");
-        }
+    fn check_kind(address: IpAddr, permission: Permission) -> Result<(), &'static str> {
         match kind(address) {
             Kind::Public => Ok(()),
             Kind::Forbidden(why) => Err(why),
@@ -115,14 +150,15 @@ impl Rules {
         }
     }
 
-    fn api_address(&self) -> Option<IpAddr> {
-        self.api_server.as_deref()?.parse().ok()
+    /// The names of API servers that are asked at `port`: where they lead is to be known before anything else is asked there.
+    pub(super) fn api_names(&self, port: u16) -> impl Iterator<Item = &str> {
+        self.api_servers.iter().filter(move |s| s.is_at(port) && s.address().is_none()).map(|s| s.host.as_str())
     }
 
-    /// Whether a name is the API server's, however it resolves here.
-    pub(super) fn names_api_server(&self, host: &str) -> bool {
+    /// Whether a name is an API server's, however it resolves here.
+    pub(super) fn names_api_server(&self, host: &str, port: u16) -> bool {
         let host = host.trim_end_matches('.');
-        self.api_server.as_deref() == Some(host)
+        self.api_servers.iter().any(|server| server.host == host && server.is_at(port))
             || host == "kubernetes"
             || host == "kubernetes.default"
             || host == "kubernetes.default.svc"
@@ -131,17 +167,20 @@ impl Rules {
 
     /// Whether a registry may be named at all; else why not. Loopback is fine as an address, and only as one.
     pub(super) fn check_name(&self, registry: &Registry) -> Result<(), &'static str> {
+        let port = registry.port().unwrap_or(443);
         if let Some(address) = registry.ip_literal() {
-            return self.check(address, Permission { loopback: true, private: true, identity: false });
+            return self.check(address, port, Permission { loopback: true, private: true, identity: false }, &[]);
         }
         let host = registry.host().trim_end_matches('.');
-        if self.names_api_server(host) {
+        if self.names_api_server(host, port) {
             return Err("the Kubernetes API server is never contacted");
         }
         if host == "localhost" || host.ends_with(".localhost") {
             return self.check(
                 IpAddr::V4(Ipv4Addr::LOCALHOST),
+                port,
                 Permission { loopback: false, private: true, identity: false },
+                &[],
             );
         }
         if host == "metadata.google.internal" {
@@ -245,7 +284,7 @@ mod tests {
 
     #[test]
     fn addresses_are_judged_by_kind_and_permission() {
-        let rules = Rules::new(&[], &[], Some("10.96.0.1")).unwrap();
+        let rules = Rules::new(&[], &[], &["10.96.0.1".to_owned()]).unwrap();
         // address, named by a spec, redirect from a public origin, with loopback permission
         for (address, named, redirect, loopback) in [
             ("93.184.216.34", true, true, true),
@@ -276,15 +315,51 @@ mod tests {
             ("10.96.0.1", false, false, false),
         ] {
             let ip: IpAddr = address.parse().unwrap();
-            assert_eq!(rules.check(ip, NAMED).is_ok(), named, "{address} named");
-            assert_eq!(rules.check(ip, REDIRECT).is_ok(), redirect, "{address} redirect");
-            assert_eq!(rules.check(ip, LOOPBACK).is_ok(), loopback, "{address} loopback");
+            assert_eq!(rules.check(ip, 443, NAMED, &[]).is_ok(), named, "{address} named");
+            assert_eq!(rules.check(ip, 443, REDIRECT, &[]).is_ok(), redirect, "{address} redirect");
+            assert_eq!(rules.check(ip, 443, LOOPBACK, &[]).is_ok(), loopback, "{address} loopback");
+        }
+    }
+
+    #[test]
+    fn the_api_server_is_a_host_at_a_port() {
+        let servers = ["127.0.0.1:6443", "[fd12::1]:6443", "api.example:8443", "10.96.0.1"].map(str::to_owned);
+        let rules = Rules::new(&[], &[], &servers).unwrap();
+        let resolved: IpAddr = "203.0.113.7".parse().unwrap();
+        for (address, port, ok) in [
+            ("127.0.0.1", 6443, false),
+            ("127.0.0.2", 6443, false),
+            ("::1", 6443, false),
+            ("::ffff:127.0.0.1", 6443, false),
+            ("127.0.0.1", 5000, true),
+            ("fd12::1", 6443, false),
+            ("fd12::1", 443, true),
+            ("10.96.0.1", 443, false),
+            ("10.96.0.1", 5000, false),
+            ("203.0.113.7", 8443, false),
+            ("203.0.113.8", 8443, true),
+        ] {
+            let api: Vec<IpAddr> = rules.api_names(port).map(|_| resolved).collect();
+            assert_eq!(rules.check(address.parse().unwrap(), port, LOOPBACK, &api).is_ok(), ok, "{address} {port}");
+        }
+        assert_eq!(rules.api_names(8443).collect::<Vec<_>>(), ["api.example"]);
+        let allowing = Rules::new(&["127.0.0.0/8".to_owned()], &[], &servers).unwrap();
+        assert!(allowing.check("127.0.0.1".parse().unwrap(), 6443, NAMED, &[]).is_ok());
+        for (registry, ok) in [
+            ("127.0.0.1:6443", false),
+            ("127.0.0.1:5000", true),
+            ("api.example:8443", false),
+            ("api.example", true),
+            ("10.96.0.1", false),
+            ("kubernetes.default.svc:5000", false),
+        ] {
+            assert_eq!(rules.check_name(&registry.parse().unwrap()).is_ok(), ok, "{registry}");
         }
     }
 
     #[test]
     fn a_login_reaches_where_clouds_give_identities_and_no_other_forbidden_address() {
-        let rules = Rules::new(&[], &["169.254.170.0/28".to_owned()], None).unwrap();
+        let rules = Rules::new(&[], &["169.254.170.0/28".to_owned()], &[]).unwrap();
         for (address, ok) in [
             ("169.254.169.254", true),
             ("169.254.170.23", true),
@@ -297,7 +372,7 @@ mod tests {
             ("100.100.100.200", false),
             ("127.0.0.1", false),
         ] {
-            assert_eq!(rules.check(address.parse().unwrap(), LOGIN).is_ok(), ok, "{address}");
+            assert_eq!(rules.check(address.parse().unwrap(), 80, LOGIN, &[]).is_ok(), ok, "{address}");
         }
     }
 
@@ -305,7 +380,7 @@ mod tests {
     fn deny_wins_over_allow_and_allow_over_the_rules() {
         let list = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
         let rules =
-            Rules::new(&list(&["169.254.0.0/16", "127.0.0.0/8"]), &list(&["169.254.7.0/24", "8.8.8.8"]), None).unwrap();
+            Rules::new(&list(&["169.254.0.0/16", "127.0.0.0/8"]), &list(&["169.254.7.0/24", "8.8.8.8"]), &[]).unwrap();
         for (address, ok) in [
             ("169.254.169.254", true),
             ("::ffff:169.254.169.254", true),
@@ -314,10 +389,10 @@ mod tests {
             ("8.8.8.8", false),
             ("8.8.4.4", true),
         ] {
-            assert_eq!(rules.check(address.parse().unwrap(), REDIRECT).is_ok(), ok, "{address}");
+            assert_eq!(rules.check(address.parse().unwrap(), 443, REDIRECT, &[]).is_ok(), ok, "{address}");
         }
-        assert!(Rules::new(&list(&["10.0.0.0/33"]), &[], None).is_err());
-        assert!(Rules::new(&[], &list(&["example.com"]), None).is_err());
+        assert!(Rules::new(&list(&["10.0.0.0/33"]), &[], &[]).is_err());
+        assert!(Rules::new(&[], &list(&["example.com"]), &[]).is_err());
     }
 
     #[test]
@@ -330,7 +405,7 @@ mod tests {
 
     #[test]
     fn the_api_server_is_known_by_its_names() {
-        let rules = Rules::new(&[], &[], Some("api.internal")).unwrap();
+        let rules = Rules::new(&[], &[], &["API.internal:6443".to_owned()]).unwrap();
         for (host, is) in [
             ("kubernetes.default.svc", true),
             ("kubernetes.default.svc.cluster.local.", true),
@@ -338,7 +413,7 @@ mod tests {
             ("api.internal", true),
             ("kubernetes.example.com", false),
         ] {
-            assert_eq!(rules.names_api_server(host), is, "{host}");
+            assert_eq!(rules.names_api_server(host, 6443), is, "{host}");
         }
     }
 }

@@ -43,6 +43,8 @@ use crate::blocking;
 const IDLE: Duration = Duration::from_secs(50);
 /// How many idle connections to one server are kept: twice the default concurrency.
 const MAX_IDLE: usize = 32;
+/// How long a name is looked up of which only what it leads to counts, not whether it can be reached.
+const LOOKUP: Duration = Duration::from_secs(2);
 /// The next address of a name is tried this long after the former (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// What the error says when no address could be connected to.
@@ -150,7 +152,7 @@ impl Profile {
             while let Some(mut idle) = self.take_idle(&origin) {
                 // The rules are asked anew: the same server may be named by a spec and by a public registry's redirect.
                 if let Some(address) = idle.peer {
-                    self.check(target, address, permission)?;
+                    self.check(target, address, permission, &[])?;
                 }
                 if idle.sender.ready().await.is_ok() {
                     idle.reused = true;
@@ -193,8 +195,24 @@ impl Profile {
         }
     }
 
-    fn check(&self, target: &Target, address: IpAddr, permission: Permission) -> Result<(), RegistryError> {
-        self.rules.check(address, permission).map_err(|why| RegistryError::Forbidden {
+    /// Where the names of API servers lead that are asked at this port.
+    async fn api_addresses(&self, port: u16) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        for name in self.rules.api_names(port) {
+            let found = timeout(LOOKUP, tokio::net::lookup_host((name, port))).await;
+            addresses.extend(found.ok().and_then(Result::ok).into_iter().flatten().map(|found| found.ip()));
+        }
+        addresses
+    }
+
+    fn check(
+        &self,
+        target: &Target,
+        address: IpAddr,
+        permission: Permission,
+        api: &[IpAddr],
+    ) -> Result<(), RegistryError> {
+        self.rules.check(address, target.port, permission, api).map_err(|why| RegistryError::Forbidden {
             what: target.to_string(),
             why: match literal(&target.host) {
                 Some(_) => why.to_owned(),
@@ -277,20 +295,20 @@ impl Profile {
         target: &Target,
         permission: Permission,
     ) -> Result<Option<IpAddr>, RegistryError> {
-        const LOOKUP: Duration = Duration::from_secs(2);
+        let api = self.api_addresses(target.port).await;
         if let Some(address) = literal(&target.host) {
-            return self.check(target, address, permission).map(|()| Some(address));
+            return self.check(target, address, permission, &api).map(|()| Some(address));
         }
         let found = timeout(LOOKUP, tokio::net::lookup_host((target.host.as_str(), target.port))).await;
         let found: Vec<_> = found.ok().and_then(Result::ok).into_iter().flatten().map(|a| a.ip()).collect();
         self.check_name(target, &found)?;
-        found.iter().try_for_each(|address| self.check(target, *address, permission))?;
+        found.iter().try_for_each(|address| self.check(target, *address, permission, &api))?;
         Ok(found.first().copied())
     }
 
     fn check_name(&self, target: &Target, found: &[IpAddr]) -> Result<(), RegistryError> {
         let explicit = !found.is_empty() && found.iter().all(|address| self.rules.allows_explicitly(*address));
-        if self.rules.names_api_server(&target.host) && !explicit {
+        if self.rules.names_api_server(&target.host, target.port) && !explicit {
             return Err(RegistryError::Forbidden {
                 what: target.to_string(),
                 why: "the Kubernetes API server is never contacted (--egress-allow may permit its address)".to_owned(),
@@ -313,8 +331,9 @@ impl Profile {
         permission: Permission,
     ) -> Result<(TcpStream, IpAddr), RegistryError> {
         let (host, port) = (target.host.as_str(), target.port);
+        let api = self.api_addresses(port).await;
         if let Some(address) = literal(host) {
-            self.check(target, address, permission)?;
+            self.check(target, address, permission, &api)?;
             let stream = open(SocketAddr::new(address, port)).await;
             return stream.map(|s| (s, address)).map_err(|error| unreachable_because(target, NO_CONNECTION, error));
         }
@@ -330,7 +349,7 @@ impl Profile {
         let mut refusal = None;
         let mut usable = Vec::with_capacity(found.len());
         for address in found {
-            match self.check(target, address.ip(), permission) {
+            match self.check(target, address.ip(), permission, &api) {
                 Ok(()) => usable.push(address),
                 Err(error) => refusal = Some(error),
             }

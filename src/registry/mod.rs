@@ -172,8 +172,8 @@ pub struct Config {
     pub egress_deny: Vec<String>,
     /// `tokenRealms`: hosts, with or without port, that get credentials although a registry on another domain names them.
     pub token_realms: Vec<String>,
-    /// The API server's host (`KUBERNETES_SERVICE_HOST`), never contacted.
-    pub api_server: Option<String>,
+    /// API servers, never contacted: HOST:PORT, or HOST for every port of it.
+    pub api_servers: Vec<String>,
     /// The environment's proxies, for transports that name none.
     pub proxies: ProxyEnvironment,
     /// Identities for logins at clouds.
@@ -196,7 +196,7 @@ impl Default for Config {
             egress_allow: Vec::new(),
             egress_deny: Vec::new(),
             token_realms: Vec::new(),
-            api_server: None,
+            api_servers: Vec::new(),
             proxies: ProxyEnvironment::default(),
             login: login::Config::default(),
             connect_timeout: Duration::from_secs(10),
@@ -275,7 +275,7 @@ impl Budget {
 impl Client {
     /// A client under these rules.
     pub fn new(config: Config) -> Result<Self, RegistryError> {
-        let rules = Rules::new(&config.egress_allow, &config.egress_deny, config.api_server.as_deref())?;
+        let rules = Rules::new(&config.egress_allow, &config.egress_deny, &config.api_servers)?;
         Ok(Self(Arc::new(Inner {
             rules: Arc::new(rules),
             environment: Arc::new(config.proxies.clone()),

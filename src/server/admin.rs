@@ -4,7 +4,8 @@
 //! token where one is set; a set token is asked for on every address, as loopback is no boundary on a node where pods
 //! use the host's network (hardening.md section 5). A POST has to come from here: its Host must be this listener's
 //! address, an IP literal or localhost, and its Origin, where a browser sends one, the same host; so a web page that
-//! the operator looks at can cause nothing, whatever name it makes resolve to 127.0.0.1. A DELETE likewise.
+//! the operator looks at can cause nothing, whatever name it makes resolve to 127.0.0.1. A DELETE likewise; and for what
+//! is under `/v1/` a GET too, so that such a page reads nothing.
 //!
 //! Errors are `{"error":"…","class":"…"}`. Nothing here ever shows a Secret: what [`Control`] lists is shown as it is.
 
@@ -64,6 +65,8 @@ pub enum Refusal {
     Timeout,
     /// 503
     Elsewhere,
+    /// 503
+    Leaderless,
 }
 
 /// Below this many bytes a body is not worth compressing: it fits one packet.
@@ -143,6 +146,7 @@ impl Admin {
             }
             path if path.starts_with("/v1/") => {
                 authorize(self.token.as_ref(), self.address.ip(), headers)?;
+                self.check_from_here(request)?;
                 self.v1(request, path).await
             }
             _ => Err(Failure::new(StatusCode::NOT_FOUND, Class::NotFound, "there is no such resource")),
@@ -165,14 +169,14 @@ impl Admin {
                 Ok(reply::json(StatusCode::OK, &self.usage().await?, None))
             }
             "/v1/store/gc" => {
-                self.writes(request)?;
+                writes(request)?;
                 match self.control.collect().await {
                     Ok(collected) => Ok(reply::json(StatusCode::OK, &collected, None)),
                     Err(why) => Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, Class::Disk, why)),
                 }
             }
             "/v1/reconcile" => {
-                self.writes(request)?;
+                writes(request)?;
                 let key = key(request.uri().query())?;
                 let refuse = |status, class, why| Err(Failure::new(status, class, format!("{key} {why}")));
                 match self.control.reconcile(&key).await {
@@ -191,18 +195,22 @@ impl Admin {
                         "is reconciled by another replica, which leads: ask that one, or annotate the object with \
                          reconcile.fluxcd.io/requestedAt",
                     ),
+                    Err(Refusal::Leaderless) => refuse(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        Class::Net,
+                        "is reconciled by nobody now: no replica is known to lead. After a leader's end another one \
+                         leads within 20 s; if none does, the API server is away or the Lease may not be written, and \
+                         the log says so",
+                    ),
                     Err(Refusal::Timeout) => {
                         refuse(StatusCode::GATEWAY_TIMEOUT, Class::Net, "was not reconciled within its spec.timeout")
                     }
                 }
             }
             path if orders::methods(path).is_some() => {
-                let pin = path == "/v1/pin" && request.method() == Method::DELETE;
-                if pin {
-                    self.check_from_here(request)?
-                } else {
-                    self.writes(request)?
-                };
+                if path != "/v1/pin" || request.method() != Method::DELETE {
+                    writes(request)?;
+                }
                 let order = orders::parse(request.method(), path, request.uri().query());
                 match self.control.order(order.map_err(Failure::bad_request)?).await {
                     Ok(done) => Ok(reply::json(StatusCode::OK, &done, None)),
@@ -238,16 +246,13 @@ impl Admin {
         Ok(compressed(format.content_type(), text.into(), headers))
     }
 
-    /// A POST, from here.
-    fn writes(&self, request: &Request<Incoming>) -> Result<(), Failure> {
-        if request.method() != Method::POST {
-            return Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, Class::Client, "only POST"));
-        }
-        self.check_from_here(request)
-    }
-
     fn check_from_here(&self, request: &Request<Incoming>) -> Result<(), Failure> {
-        check_origin(request.headers(), self.address, self.token.is_some())
+        // HTTP/2 has it in the target, and HTTP/1.1 goes by the target where that is a whole URL (RFC 9112, section 3.2.2).
+        let host = match request.uri().authority() {
+            Some(authority) => authority.as_str(),
+            None => request.headers().get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default(),
+        };
+        check_origin(host, request.headers(), self.address, self.token.is_some())
     }
 }
 
@@ -268,6 +273,13 @@ impl Handler for Admin {
         };
         out.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         out
+    }
+}
+
+fn writes(request: &Request<Incoming>) -> Result<(), Failure> {
+    match *request.method() {
+        Method::POST => Ok(()),
+        _ => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, Class::Client, "only POST")),
     }
 }
 
@@ -300,11 +312,10 @@ fn authorize(token: Option<&blake3::Hash>, address: IpAddr, headers: &HeaderMap)
     }
 }
 
-/// Whether a POST comes from here: see the module's documentation. Behind a token any Host will do, as no web page
+/// Whether a request comes from here: see the module's documentation. Behind a token any Host will do, as no web page
 /// knows the token.
-fn check_origin(headers: &HeaderMap, address: SocketAddr, token: bool) -> Result<(), Failure> {
+fn check_origin(host: &str, headers: &HeaderMap, address: SocketAddr, token: bool) -> Result<(), Failure> {
     let refuse = |why: &str| Err(Failure::new(StatusCode::FORBIDDEN, Class::Policy, why));
-    let host = headers.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !token && !is_own(host, address) {
         return refuse("the Host header does not name this listener: use its address or localhost");
     }
@@ -346,8 +357,7 @@ fn key(query: Option<&str>) -> Result<Key, Failure> {
     let query = Query::parse(query).map_err(bad)?;
     let kind = query.get("kind").map_err(bad)?.unwrap_or_default();
     let Some(kind) = Kind::find(kind) else {
-        let kinds = Kind::ALL.map(Kind::name).join(", ");
-        return Err(Failure::bad_request(format!("kind {kind:?} is not one of {kinds}")));
+        return Err(Failure::bad_request(format!("kind {kind:?} is not one of {}", Kind::names())));
     };
     let namespace = query.get("namespace").map_err(bad)?.filter(|ns| !ns.is_empty()).unwrap_or("default");
     match query.get("name").map_err(bad)? {
@@ -395,7 +405,7 @@ mod tests {
     use crate::server::testing::headers;
 
     #[test]
-    fn a_post_has_to_come_from_here() {
+    fn a_request_has_to_come_from_here() {
         let address: SocketAddr = "127.0.0.1:9440".parse().unwrap();
         for (lines, allowed) in [
             (&[("host", "127.0.0.1:9440")][..], true),
@@ -418,12 +428,13 @@ mod tests {
             (&[("host", "localhost:9440"), ("origin", "null")][..], false),
             (&[("host", "localhost:9440"), ("origin", "http://localhost:9440"), ("origin", "http://x")][..], false),
         ] {
-            assert_eq!(check_origin(&headers(lines), address, false).is_ok(), allowed, "{lines:?}");
+            let host = lines.iter().find(|(name, _)| *name == "host").map_or("", |(_, host)| host);
+            assert_eq!(check_origin(host, &headers(lines), address, false).is_ok(), allowed, "{lines:?}");
         }
-        let service = headers(&[("host", "larder.flux-system.svc:9440")]);
-        assert!(check_origin(&service, address, true).is_ok());
-        let page = headers(&[("host", "larder.flux-system.svc:9440"), ("origin", "http://evil.example")]);
-        assert!(check_origin(&page, address, true).is_err());
+        let service = "larder.flux-system.svc:9440";
+        assert!(check_origin(service, &headers(&[]), address, true).is_ok());
+        let page = headers(&[("origin", "http://evil.example")]);
+        assert!(check_origin(service, &page, address, true).is_err());
     }
 
     #[test]
@@ -466,6 +477,7 @@ mod tests {
         assert_eq!(failure.status, StatusCode::BAD_REQUEST);
         for kind in Kind::ALL {
             assert!(failure.message.contains(kind.name()), "{}", failure.message);
+            assert!(failure.message.contains(kind.other_names()[1]), "{}", failure.message);
         }
     }
 

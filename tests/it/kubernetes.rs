@@ -7,6 +7,8 @@ use crate::support::{
     eventually, http,
     kubernetes::{Kubernetes as _, Scripted, Stage, path_of},
     larder::{Larder, fetch_artifact, is_ready, write_objects},
+    registry::{self, Auth, Options, Seen},
+    services::Services,
 };
 
 crate::behaviours!(Some(Scripted(ApiServer::start())));
@@ -128,6 +130,8 @@ fn labels_that_nobody_can_read_and_rights_that_are_missing_are_told_once() {
     let log = larder.log();
     assert_eq!(log.matches("cannot watch").count(), 1, "{log}");
     assert!(log.contains("may not list") && !log.contains("watching again"), "{log}");
+    assert!(larder.metric("larder_watch_failures_total", &[("kind", "OCIRepository")]) >= 3);
+    assert_eq!(larder.metric("larder_watch_failures_total", &[("kind", "HelmChart")]), 0);
     api.behave();
     eventually("the watch", || if larder.log().contains("watching again") { Ok(()) } else { Err(larder.log()) });
     let agents: Vec<_> = api.calls().iter().map(|call| call.headers.get("user-agent").cloned()).collect();
@@ -154,6 +158,95 @@ fn without_a_cluster_it_says_what_is_missing_and_while_one_is_away_it_waits() {
         starting.join().expect("it starts")
     });
     assert_eq!(larder.listing(), json!({ "items": [] }));
+}
+
+#[test]
+fn addresses_that_are_none_are_wrong_usage() {
+    let root = tempfile::tempdir().expect("temporary folder");
+    for (flags, why) in [
+        (["--replica-address", "nonsense"], "\"nonsense\" is not HOST:PORT"),
+        (["--replica-address", "h:0"], "is not HOST:PORT"),
+        (["--replica-address", "user:canary@h:1"], "must not have a user or password"),
+        (["--events-addr", "garbage"], "\"garbage\" is not http://HOST[:PORT][/PATH]"),
+        (["--events-addr", "https://h/"], "is not http://HOST[:PORT][/PATH]"),
+        (["--events-addr", "http://user:canary@h/"], "takes no user or password"),
+    ] {
+        let Err((status, log)) = Larder::launch(root.path(), &[], &flags, &[]) else { panic!("it starts") };
+        assert_eq!(status.code(), Some(2), "{flags:?}: {log}");
+        assert!(log.contains(why), "{flags:?}: {log}");
+    }
+}
+
+#[test]
+fn a_secret_that_cannot_be_read_is_a_matter_of_credentials() {
+    let api = Scripted(ApiServer::start());
+    let stage = Stage::new(&api);
+    stage.push("team/app", "latest", &crate::support::fixtures::files(&[("a.yaml", "a: ${a}")]));
+    api.create(&stage.oci_repository("app", "team/app", json!({})));
+    api.create(&json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "vars", "namespace": "default" },
+        "data": { "a": 5 } }));
+    let from = json!({ "substituteFrom": [{ "kind": "Secret", "name": "vars" }] });
+    let source = json!({ "kind": "OCIRepository", "name": "app" });
+    let spec = json!({ "interval": "1m", "prune": true, "sourceRef": source, "postBuild": from });
+    api.create(&crate::support::kubernetes::object("Kustomization", "app", spec));
+    let larder = stage.serve(&[]);
+    eventually("the pass", || {
+        let passes = larder.metric("larder_reconcile_total", &[("kind", "Kustomization"), ("outcome", "auth")]);
+        if passes > 0 { Ok(()) } else { Err(larder.listing().to_string()) }
+    });
+    assert_eq!(larder.metric("larder_reconcile_total", &[("kind", "Kustomization"), ("outcome", "net")]), 0);
+}
+
+#[test]
+fn a_producer_logs_in_as_the_service_account_that_a_source_names() {
+    const USER: &str = "00000000-0000-0000-0000-000000000000";
+    let api = Scripted(ApiServer::start());
+    let auth = Auth::Token { user: Some((USER, "refresh")), realm: None, expires_in: None };
+    let stage = Stage::with_registry(&api, Options { auth, ..Options::default() });
+    let refresh = json!({ "refresh_token": "refresh" }).to_string();
+    let exchange = |seen: &Seen| seen.path == "/oauth2/exchange";
+    let answer = registry::Fault::Answer { status: 200, headers: Vec::new(), body: refresh };
+    stage.registry.fault(exchange, usize::MAX, answer);
+    stage.push("team/app", "latest", &crate::support::fixtures::files(&[("a.yaml", "1")]));
+    let services = Services::start(|asked| match asked.field("client_assertion").as_deref() {
+        Some("of-puller") => (200, json!({ "access_token": "access", "expires_in": 3600 }).to_string()),
+        _ => (401, json!({ "error": "invalid_client" }).to_string()),
+    });
+    api.create(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "puller",
+        "namespace": "default", "annotations": { "azure.workload.identity/client-id": "client",
+        "azure.workload.identity/tenant-id": "tenant" } } }));
+    let issued =
+        json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "status": { "token": "of-puller" } });
+    let asks = |call: &Call| call.path.ends_with("/namespaces/default/serviceaccounts/puller/token");
+    api.0.fault(asks, usize::MAX, Fault::Answer { status: 201, headers: Vec::new(), body: issued });
+    let spec = json!({ "provider": "azure", "serviceAccountName": "puller" });
+    let mut source = stage.oci_repository("app", "team/app", spec);
+    source["metadata"]["labels"] = json!({ "larder.dev/publish": "true" });
+    api.create(&source);
+    let folder = stage.folder("one");
+    let config = api.0.kubeconfig(&folder);
+    let host = stage.registry.authority();
+    let flags = [
+        "--kubernetes",
+        "--external-artifacts",
+        "--watch-label-selector",
+        "larder.dev/publish=true",
+        "--insecure-registry",
+        &host,
+        "--feature-gates",
+        "ObjectLevelWorkloadIdentity=true",
+    ];
+    let origin = services.origin();
+    let environment = [
+        ("KUBECONFIG", config.to_str().expect("UTF-8")),
+        ("POD_NAMESPACE", "default"),
+        ("AZURE_AUTHORITY_HOST", &origin),
+    ];
+    let larder = Larder::start_with(&folder, &flags, &environment);
+    let path = "/apis/source.toolkit.fluxcd.io/v1/namespaces/default/externalartifacts/app";
+    let made = api.wait(path, |object| !object["status"]["artifact"].is_null());
+    let served = format!("{}/{}", larder.artifacts, made["status"]["artifact"]["path"].as_str().expect("a path"));
+    assert_eq!(http::get(&served).status, 200);
 }
 
 #[test]

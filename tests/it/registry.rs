@@ -681,7 +681,7 @@ async fn redirects_to_forbidden_addresses_make_no_connection() {
         "http://kubernetes.default.svc/",
         "http://10.96.0.1/",
     ] {
-        let client = Client::new(Config { api_server: Some("10.96.0.1".to_owned()), ..quick() }).unwrap();
+        let client = Client::new(Config { api_servers: vec!["10.96.0.1".to_owned()], ..quick() }).unwrap();
         registry.fault(|_| true, 1, Fault::redirect(location));
         let error = get(&client, &at(&registry)).await.unwrap_err();
         assert_eq!(error.class(), Class::Policy, "{location}: {}", chain(&error));

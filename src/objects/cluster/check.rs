@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{Method, header};
 use serde_json::Value;
 
-use super::{NotificationsError, Settings};
+use super::Settings;
 use crate::{
     class::chain,
     objects::{
@@ -36,9 +36,6 @@ pub enum SetupError {
     /// What was kept of the cluster's objects.
     #[error("cannot read what was published: {0}")]
     Kept(#[from] std::io::Error),
-    /// Where events go.
-    #[error(transparent)]
-    Notifications(#[from] NotificationsError),
 }
 
 /// Looks at everything.

@@ -2,7 +2,7 @@
 //!
 //! Nobody waits for either: they are sent one after another, and where more than [`QUEUE`] wait, the newest is dropped.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use http::{Method, Request, header};
 use http_body_util::Full;
@@ -32,13 +32,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// What annotations of an object begin with that go with its events.
 const FORWARDED: &str = "event.toolkit.fluxcd.io/";
 
-/// Why notifications cannot be sent.
-#[derive(Debug, thiserror::Error)]
-#[error("--events-addr: {0:?} is not http://HOST[:PORT][/PATH], the address of Flux's notification-controller")]
-pub struct NotificationsError(String);
-
-/// Flux's notification-controller.
-#[derive(Clone, Debug)]
+/// Flux's notification-controller: `http://HOST[:PORT][/PATH]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notifications {
     host: String,
     port: u16,
@@ -46,14 +41,6 @@ pub struct Notifications {
 }
 
 impl Notifications {
-    /// By its address.
-    pub fn new(address: &str) -> Result<Self, NotificationsError> {
-        let wrong = || NotificationsError(address.to_owned());
-        let uri: http::Uri = address.parse().map_err(|_| wrong())?;
-        let (Some("http"), Some(host)) = (uri.scheme_str(), uri.host()) else { return Err(wrong()) };
-        Ok(Self { host: host.to_owned(), port: uri.port_u16().unwrap_or(80), path: uri.path().to_owned() })
-    }
-
     async fn post(&self, body: &Value) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
         // A name in a cluster may end in a dot, and an address may stand in brackets.
         let host = self.host.trim_end_matches('.').trim_start_matches('[').trim_end_matches(']');
@@ -67,6 +54,36 @@ impl Notifications {
         let answer = send.send_request(request).await;
         connection.abort();
         Ok(answer?.status().as_u16())
+    }
+}
+
+impl FromStr for Notifications {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains('@') {
+            // What stands before the @ is not repeated.
+            return Err("the notification-controller takes no user or password; write http://HOST[:PORT][/PATH]".into());
+        }
+        let wrong =
+            || format!("{text:?} is not http://HOST[:PORT][/PATH], the address of Flux's notification-controller");
+        let uri: http::Uri = text.parse().map_err(|_| wrong())?;
+        let (Some("http"), Some(host)) = (uri.scheme_str(), uri.host()) else { return Err(wrong()) };
+        // A port that is none is taken for a part of no host by nobody else.
+        let port = match uri.authority().map_or("", |a| &a.as_str()[host.len()..]) {
+            "" => 80,
+            port => port[1..].parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?,
+        };
+        if host.is_empty() || uri.query().is_some() || text.contains('#') {
+            return Err(wrong());
+        }
+        Ok(Self { host: host.to_owned(), port, path: uri.path().to_owned() })
+    }
+}
+
+impl fmt::Display for Notifications {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}:{}{}", self.host, self.port, self.path)
     }
 }
 
@@ -196,12 +213,28 @@ mod tests {
 
     #[test]
     fn an_address_is_one_of_plain_http() {
-        let good = Notifications::new("http://notification-controller.flux-system.svc.cluster.local./").unwrap();
+        let read = |text: &str| text.parse::<Notifications>();
+        let good = read("http://notification-controller.flux-system.svc.cluster.local./").unwrap();
         assert_eq!((good.port, good.path.as_str()), (80, "/"));
-        assert_eq!(Notifications::new("http://[::1]:9292/x").unwrap().port, 9292);
-        for bad in ["", "notification-controller", "https://n/", "http://", "/x"] {
-            assert!(Notifications::new(bad).is_err(), "{bad}");
+        assert_eq!(read("http://[::1]:9292/x").unwrap().to_string(), "http://[::1]:9292/x");
+        for bad in [
+            "",
+            "notification-controller",
+            "https://n/",
+            "http://",
+            "/x",
+            "garbage",
+            "http://n:x",
+            "http://n:0",
+            "http://n/?a",
+            "http://n/#a",
+            "http://n:99999",
+            "http://:80/",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
         }
+        let refused = read("http://user:canary@n/").unwrap_err();
+        assert!(refused.contains("no user or password") && !refused.contains("canary"), "{refused}");
     }
 
     #[test]

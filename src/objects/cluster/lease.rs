@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::Settings;
 use crate::{
     class::chain,
+    metrics,
     objects::{
         Leadership,
         api::{CallError, Calls, Identity, read, segment},
@@ -81,7 +82,7 @@ impl Election {
             _ = stop.wait_for(|stop| *stop) => {}
         }
         if self.is_leading() {
-            self.tell(Leadership::Following(None));
+            self.tell(Leadership::Leaderless);
             match tokio::time::timeout(TIMEOUT, self.resign()).await {
                 Ok(Ok(())) => tracing::info!("gave the Lease back"),
                 _ => tracing::warn!("could not give the Lease back; another replica takes it when it has run out"),
@@ -100,7 +101,7 @@ impl Election {
                 Err(_) => self.failed(&mut failing, "no answer"),
             }
             if self.is_leading() && self.renewed.is_none_or(|at| at.elapsed() >= RENEW) {
-                self.tell(Leadership::Following(None));
+                self.tell(Leadership::Leaderless);
                 tracing::warn!("the Lease could not be renewed; another replica may lead now");
             }
             tokio::time::sleep(RETRY.saturating_sub(began.elapsed()).max(RETRY / 4)).await;
@@ -118,6 +119,7 @@ impl Election {
     }
 
     fn tell(&self, leadership: Leadership) {
+        metrics::leading(leadership == Leadership::Leading);
         self.told.send_if_modified(|told| {
             let changed = *told != leadership;
             *told = leadership;

@@ -40,12 +40,8 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub use self::{check::SetupError, events::NotificationsError};
-use self::{
-    events::{EventSink, Notifications},
-    kept::Keeper,
-    known::Known,
-};
+pub use self::{check::SetupError, events::Notifications};
+use self::{events::EventSink, kept::Keeper, known::Known};
 pub(super) use self::{known::read_status, write::difference};
 use super::{
     Backend, BackendError, BoxFuture, Change, ConfigMap, DocumentError, Event, Key, Kind, Leadership, Listing, Object,
@@ -54,7 +50,11 @@ use super::{
     manifest::{self, Content, Declared},
     shown::shown,
 };
-use crate::{blocking, class::chain, secret::Secret};
+use crate::{
+    blocking,
+    class::{Class, chain},
+    secret::Secret,
+};
 
 /// Who writes, in `managedFields` and events.
 pub const MANAGER: &str = "larder";
@@ -87,7 +87,7 @@ pub struct Settings {
     /// Where this replica's own artifacts are: `http://host:port`.
     pub replica: Option<String>,
     /// Flux's notification-controller.
-    pub events: Option<String>,
+    pub events: Option<Notifications>,
     /// The objects are not written at all: whether their CRDs keep what Larder writes does not matter, and somebody else
     /// keeps their statuses.
     pub only_read: bool,
@@ -150,12 +150,10 @@ impl Cluster {
     /// known without it.
     ///
     /// # Errors
-    /// A CRD that would drop what Larder writes; labels that cannot be read; an address for notifications that is none; kept
-    /// statuses that cannot be read.
+    /// A CRD that would drop what Larder writes; labels that cannot be read; kept statuses that cannot be read.
     pub async fn open(client: kube::Client, settings: Settings) -> Result<Self, SetupError> {
         let began = tokio::time::Instant::now();
         let calls = Calls::new(client.clone());
-        let notifications = settings.events.as_deref().map(Notifications::new).transpose()?;
         let (keeper, recalled) = match settings.only_read {
             true => (None, Vec::new()),
             false => {
@@ -177,8 +175,8 @@ impl Cluster {
             let _ = sender.send(Change::Recalled(told)).await;
         }
         let objects = recalled.into_iter().map(|known| (known.object.key.clone(), known)).collect();
-        let (leading, leadership) = channel::channel(Leadership::Following(None));
-        let (events, posting) = events::sink(calls.clone(), notifications, &settings.identity);
+        let (leading, leadership) = channel::channel(Leadership::Leaderless);
+        let (events, posting) = events::sink(calls.clone(), settings.events.clone(), &settings.identity);
         let inner = Arc::new(Inner {
             missing: AtomicUsize::new(settings.kinds.len()),
             calls,
@@ -310,7 +308,10 @@ impl Inner {
                 known.insert(key, (Instant::now(), content.clone()));
                 Ok(Some(content))
             }
-            Some((_, Declared::Faulty { error, .. })) => Err(BackendError::Api(error)),
+            Some((_, Declared::Faulty { error, .. })) => {
+                let class = if kind == Reference::ConfigMap { Class::Spec } else { Class::Auth };
+                Err(BackendError::Call { message: error, class })
+            }
             _ => Err(BackendError::Api("the API server's answer is something else".into())),
         }
     }
@@ -366,7 +367,7 @@ fn path(kind: Kind, namespace: &str, name: &str) -> String {
 
 impl BackendError {
     fn api(what: &str, of: &str, error: &CallError) -> Self {
-        Self::Api(format!("cannot {what} {of}: {}", chain(error)))
+        Self::Call { message: format!("cannot {what} {of}: {}", chain(error)), class: error.class() }
     }
 }
 

@@ -12,6 +12,7 @@ use kube::{
 use super::{Inner, check, known};
 use crate::{
     class::chain,
+    metrics,
     objects::{Change, DocumentError, Key, Kind, Metadata},
 };
 
@@ -72,6 +73,9 @@ pub async fn follow(inner: Arc<Inner>, kind: Kind) {
             Err(error) => {
                 // A watch that ends because it is old is no failure.
                 let is_old = matches!(&error, watcher::Error::WatchError(status) if status.code == 410);
+                if !is_old {
+                    metrics::watch_failed(kind.name());
+                }
                 if !is_old && !std::mem::replace(&mut failing, true) {
                     tracing::warn!(%kind, error = chain(&error), "cannot watch; what is published stays, and it is tried again");
                 }

@@ -93,6 +93,7 @@ fn name(change: &Change) -> String {
         Change::Deleted(key) => format!("-{key}"),
         Change::Dependency(namespace, name) => format!("~{namespace}/{name}"),
         Change::Synced => "synced".into(),
+        Change::Recalled(_) | Change::Away => panic!("a directory is never away: {change:?}"),
     }
 }
 

@@ -148,7 +148,7 @@ async fn an_order_for_an_image_is_passed_on() {
 }
 
 #[tokio::test]
-async fn a_post_has_to_come_from_here() {
+async fn a_request_has_to_come_from_here() {
     let scene = Scene::new();
     let running = start(&scene, "127.0.0.1:0", true, None);
     let target = "/v1/reconcile?kind=OCIRepository&name=known";
@@ -159,6 +159,10 @@ async fn a_post_has_to_come_from_here() {
         (&[("host", "127.0.0.1:9440")][..], 200),
     ] {
         assert_eq!(running.request("POST", target, headers, b"").await.status, status, "{headers:?}");
+        for read in ["/v1/objects", "/v1/store"] {
+            assert_eq!(running.get(read, headers).await.status, status, "{read} {headers:?}");
+        }
+        assert_eq!(running.get("/metrics", headers).await.status, 200, "probes and metrics are for everybody");
     }
     let evil = [("host", "evil.example")];
     for method in ["POST", "DELETE"] {

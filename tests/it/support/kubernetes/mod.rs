@@ -296,6 +296,7 @@ macro_rules! behaviours {
                 a_service_accounts_pull_secrets_count,
                 a_failure_takes_nothing_away_and_its_end_is_told,
                 a_spec_that_cannot_be_stalls_and_costs_no_request,
+                the_api_server_is_no_registry,
                 a_pass_that_lasts_says_so_meanwhile,
                 what_flux_stored_is_taken_over_in_one_write,
                 charts_come_through_both_kinds,

@@ -73,6 +73,8 @@ pub fn a_start_without_the_api_server_serves_what_was_published(api: &impl Kuber
     assert_ne!(collected.status, 200, "nothing is garbage before it is known what is named: {}", collected.text());
     let refused = larder.reconcile("OCIRepository", NAMESPACE, "app");
     assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(refused.text().contains("no replica is known to lead"), "{}", refused.text());
+    assert_eq!(larder.metric("larder_leading", &[]), 0);
     assert_eq!(larder.object("OCIRepository", NAMESPACE, "app").expect("it is shown")["status"], app["status"]);
     assert_eq!(stage.registry.requests(), asked, "nothing is asked for that is held");
     api.come_back();
@@ -92,6 +94,7 @@ pub fn a_start_without_the_api_server_serves_what_was_published(api: &impl Kuber
     let third = stage.request(&path_of(&sources[0]), "2");
     assert_eq!(text(&third, "/status/artifact/revision"), format!("latest@{newest}"));
     assert_eq!(files_in(&fetch_artifact(&third))["a.yaml"], b"3");
+    assert_eq!(larder.metric("larder_leading", &[]), 1);
     assert_ne!(newest, digest);
     let data = larder.data.clone();
     assert!(!data.join("objects/ocirepository/default/gone.json").exists());

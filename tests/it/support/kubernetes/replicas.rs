@@ -169,6 +169,8 @@ pub fn a_follower_writes_nothing(api: &impl Kubernetes) {
     std::thread::sleep(Duration::from_secs(3));
     let refused = larder.reconcile("OCIRepository", NAMESPACE, "app");
     assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(refused.text().contains("by another replica, which leads"), "{}", refused.text());
+    assert_eq!(larder.metric("larder_leading", &[]), 0);
     assert_eq!((api.writes(), stage.registry.requests()), (Vec::new(), 0));
     api.delete(LEASE);
     stage.ready(&path_of(&source));

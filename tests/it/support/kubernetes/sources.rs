@@ -300,6 +300,33 @@ pub fn a_spec_that_cannot_be_stalls_and_costs_no_request(api: &impl Kubernetes) 
     assert!(condition_of(&ready, "Stalled").is_null());
 }
 
+pub fn the_api_server_is_no_registry(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let config = std::fs::read_to_string(api.kubeconfig(stage.root())).expect("the kubeconfig");
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    let server = text(&config, "/clusters/0/cluster/server");
+    let (_, host) = server.split_once("://").expect("a URL");
+    let (_, port) = host.rsplit_once(':').expect("a port");
+    stage.push("team/app", "latest", &app("1"));
+    // The registry is beside it, on another port.
+    let plain = stage.oci_repository("plain", "team/app", json!({}));
+    api.create(&plain);
+    let named = [host.to_owned(), format!("127.0.0.2:{port}"), format!("[::ffff:127.0.0.1]:{port}")];
+    let paths = named.iter().enumerate().map(|(n, host)| {
+        let source = stage.oci_repository(&format!("api-{n}"), "x", json!({ "url": format!("oci://{host}/api/v1") }));
+        api.create(&source);
+        path_of(&source)
+    });
+    let paths: Vec<String> = paths.collect();
+    let _larder = stage.serve(&[]);
+    for path in &paths {
+        let failed = stage.failed(path, "FetchFailed", "URLInvalid");
+        let stalled = condition_of(&failed, "Stalled");
+        assert!(text(stalled, "/message").contains("the Kubernetes API server is never contacted"), "{stalled}");
+    }
+    stage.ready(&path_of(&plain));
+}
+
 pub fn a_pass_that_lasts_says_so_meanwhile(api: &impl Kubernetes) {
     let stage = Stage::new(api);
     stage.push("team/app", "latest", &app("1"));
