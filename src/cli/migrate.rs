@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use serde_json::json;
 
 use super::output::{self, Format};
@@ -19,6 +20,7 @@ pub enum Command {
     /// Reads all objects of Flux's kinds, of the cluster of KUBECONFIG or of a directory; no Secret, and nothing is
     /// written. The verdicts: `same`; `differs`, where Larder takes the object and something is otherwise; `not taken`,
     /// where it stays Flux's; `refused`, where Larder would tell in the status that it cannot.
+    /// Where a kind may not be listed, or a file not be read, the rest is reported, and the exit status is 1.
     #[command(
         after_help = "What only a pull shows is not told: layers that are no gzip tar, and remote bases of kustomizations.\n\n\
                       Examples:\n  larder migrate report\n  KUBECONFIG=staging.yaml larder migrate report -o json | jq '.items[] | select(.verdict == \"refused\")'\n  \
@@ -54,11 +56,14 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     let wanted = |line: &&Line| namespace.as_ref().is_none_or(|namespace| line.namespace == *namespace);
     let lines: Vec<&Line> = report.lines.iter().filter(wanted).collect();
     if output != Format::Table {
-        return output::print_document(&json!({ "items": lines, "errors": report.errors }), output);
+        output::print_document(&json!({ "items": lines, "errors": report.errors }), output)?;
+        return whole(&report);
     }
     if lines.is_empty() {
-        eprintln!("no objects of Flux's kinds");
-        return Ok(());
+        if report.errors.is_empty() {
+            eprintln!("no objects of Flux's kinds");
+        }
+        return whole(&report);
     }
     let row = |line: &&Line| {
         let name = format!("{}/{}", line.namespace, line.name);
@@ -68,5 +73,13 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     let count = |verdict: Verdict| lines.iter().filter(|line| line.verdict == verdict).count();
     let counts = Verdict::ALL.map(|verdict| format!("{} {}", count(verdict), verdict.word()));
     eprintln!("{}", counts.join(", "));
-    Ok(())
+    whole(&report)
+}
+
+/// A report of a part must not be taken for one of everything.
+fn whole(report: &node::MigrationReport) -> anyhow::Result<()> {
+    match report.errors.len() {
+        0 => Ok(()),
+        n => bail!("the report is incomplete: {n} of what there is could not be read; see the warnings above"),
+    }
 }

@@ -5,7 +5,7 @@ use std::{path::Path, process::Output};
 use serde_json::{Value, json};
 
 use crate::support::{
-    api_server::ApiServer,
+    api_server::{ApiServer, Call, Fault},
     kubernetes::{object, with},
     larder::{command, finish, run_json, write_objects},
 };
@@ -25,7 +25,7 @@ fn objects() -> Vec<Value> {
         json!({ "interval": "1m", "chartRef": { "kind": "OCIRepository", "name": "app" } }),
     );
     release["apiVersion"] = json!("helm.toolkit.fluxcd.io/v2");
-    let sops = json!({ "decryption": { "provider": "sops" } });
+    let sops = json!({ "decryption": { "provider": "sops" }, "kubeConfig": { "secretRef": { "name": "s" } } });
     vec![
         app,
         object("OCIRepository", "new", oci(json!({}))),
@@ -85,13 +85,35 @@ fn a_cluster_is_reported_by_lists_alone() {
     let (text, counts) = (String::from_utf8_lossy(&table.stdout), String::from_utf8_lossy(&table.stderr));
     let header: Vec<&str> = text.lines().next().expect("a header").split_whitespace().collect();
     assert_eq!(header, ["KIND", "NAMESPACE/NAME", "VERDICT", "WHY"]);
-    assert!(text.contains("default/sops") && text.contains("nothing is decrypted here"), "{text}");
+    let sops = text.lines().find(|line| line.contains("default/sops")).expect("its line");
+    assert!(sops.contains("nothing is decrypted here") && sops.contains("spec.kubeConfig"), "all reasons: {sops}");
     assert!(counts.contains("2 same, 1 differs, 5 not taken, 2 refused"), "{counts}");
     let calls = api.lines(|call| call.headers.contains_key("authorization"));
     assert!(
         !calls.is_empty() && calls.iter().all(|call| call.starts_with("list ") && !call.contains("secrets")),
         "{calls:?}"
     );
+}
+
+#[test]
+fn what_may_not_be_listed_makes_the_report_incomplete() {
+    let root = tempfile::tempdir().expect("temporary folder");
+    let api = ApiServer::start();
+    objects().into_iter().for_each(|object| drop(api.put(object)));
+    let releases = |call: &Call| call.is("list", "helmreleases");
+    api.fault(releases, usize::MAX, Fault::message(403, "Forbidden", "may not list"));
+    for flags in [&["-o", "json"][..], &[]] {
+        let part = report(&api, root.path(), flags);
+        let (out, said) = (String::from_utf8_lossy(&part.stdout), String::from_utf8_lossy(&part.stderr));
+        assert_eq!(part.status.code(), Some(1), "{said}");
+        assert!(said.contains("warning: helmreleases.helm.toolkit.fluxcd.io: may not list"), "{said}");
+        assert!(said.contains("the report is incomplete: 1 of") && out.contains("OCIRepository"), "{said}{out}");
+    }
+    api.fault(|call| call.verb == "list", usize::MAX, Fault::message(403, "Forbidden", "may not list"));
+    let nothing = report(&api, root.path(), &[]);
+    let said = String::from_utf8_lossy(&nothing.stderr);
+    assert_eq!(nothing.status.code(), Some(1), "{said}");
+    assert!(said.contains("the report is incomplete: 7 of") && !said.contains("no objects"), "{said}");
 }
 
 #[test]
