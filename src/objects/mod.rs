@@ -330,6 +330,10 @@ pub trait Backend: Send + Sync + 'static {
     fn leadership(&self) -> tokio::sync::watch::Receiver<Leadership> {
         tokio::sync::watch::channel(Leadership::Leading).1
     }
+    /// Whether other processes may serve what this one does.
+    fn has_replicas(&self) -> bool {
+        false
+    }
     /// Whether changes of Secrets, ServiceAccounts and ConfigMaps are told; else they are asked for again in every pass.
     fn tells_of_references(&self) -> bool {
         true

@@ -133,7 +133,7 @@ impl Reconciler {
             probes: blocking::io(move || Probes::load(&root)).await,
             leadership: backend.leadership(),
             // Where only this process serves, nobody is served better by waiting for it.
-            filled: watch::Sender::new(*backend.leadership().borrow() == Leadership::Leading),
+            filled: watch::Sender::new(!backend.has_replicas()),
             backend,
             puller,
             published,

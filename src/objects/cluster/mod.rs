@@ -391,6 +391,10 @@ impl Backend for Cluster {
         })
     }
 
+    fn has_replicas(&self) -> bool {
+        true
+    }
+
     fn tells_of_references(&self) -> bool {
         false
     }

@@ -25,6 +25,10 @@ impl Backend for Producer {
         self.inner.backend.leadership()
     }
 
+    fn has_replicas(&self) -> bool {
+        self.inner.backend.has_replicas()
+    }
+
     fn tells_of_references(&self) -> bool {
         self.inner.backend.tells_of_references()
     }

@@ -249,6 +249,10 @@ impl Backend for Kept {
         self.inner.backend.leadership()
     }
 
+    fn has_replicas(&self) -> bool {
+        self.inner.backend.has_replicas()
+    }
+
     fn tells_of_references(&self) -> bool {
         self.inner.backend.tells_of_references()
     }

@@ -104,7 +104,7 @@ pub fn a_replica_without_a_leader_to_ask_makes_the_artifact_from_the_registry(ap
     drop(one);
 }
 
-pub fn an_update_of_all_replicas_leaves_nobody_without_an_artifact(api: &impl Kubernetes) {
+pub fn an_update_of_all_replicas_leaves_nobody_without_an_artifact(api: &(impl Kubernetes + Sync)) {
     let stage = Stage::new(api);
     stage.push("team/app", "latest", &files(&[("a.yaml", "1")]));
     let source = stage.oci_repository("app", "team/app", json!({}));
@@ -129,7 +129,12 @@ pub fn an_update_of_all_replicas_leaves_nobody_without_an_artifact(api: &impl Ku
                 // One that ends at this moment is out of the Service by now.
                 if ready.lock().expect("no panic").contains(&at) {
                     let answer = answer.unwrap_or_else(|error| panic!("{at}: {error}"));
-                    assert_eq!((answer.status, sha256(&answer.body)), (200, digest.clone()));
+                    let log = || {
+                        let of = |name: &str| std::fs::read_to_string(stage.folder(name).join("larder.log"));
+                        ["one", "two"].map(|name| of(name).unwrap_or_default()).join("\n")
+                    };
+                    assert_eq!(answer.status, 200, "{at}: {}\n{}", answer.text(), log());
+                    assert_eq!(sha256(&answer.body), digest);
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
