@@ -12,7 +12,7 @@
 //! **Concurrency.** Changes are told in the order in which the API server tells them, kind by kind.
 //!
 //! **After a crash** nothing has to be remembered: the cluster has all of it. What was published is, for a start while the
-//! API server is away ([`kept`]).
+//! API server is away (`kept`).
 
 mod check;
 mod events;
