@@ -2,9 +2,13 @@
 //!
 //! A token belongs to one session (registry, transport, credentials), realm, service and set of scopes. It is fetched
 //! once however many calls want it, kept for 80 % of its life, and forgotten when a registry refuses it.
+//!
+//! What a registry wants is learnt for each scope (a repository, to pull or to push) from its first 401: a challenge says
+//! nothing about other repositories of that registry, which may be open to all. So each repository costs one 401, once,
+//! and a token service that fails or hangs is met only by the repositories that name it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -59,12 +63,77 @@ pub(super) struct Token {
     pub(super) keep: Duration,
 }
 
-/// What is known of a session's registry after its first 401.
+/// What a session's registry was seen to want, by scope.
 #[derive(Default)]
 pub(super) struct Known {
-    pub(super) method: Option<Scheme>,
-    /// Further scopes that a challenge named for a scope of ours.
-    extra: std::collections::HashMap<String, BTreeSet<String>>,
+    scopes: HashMap<String, Wanted>,
+    /// The length of all texts in it.
+    bytes: usize,
+}
+
+/// What a registry wants for one scope.
+#[derive(Clone)]
+struct Wanted {
+    method: Scheme,
+    /// Further scopes that a challenge named.
+    extra: BTreeSet<String>,
+}
+
+impl Known {
+    /// Some 40 000 repositories of an honest registry, and a bound on what another can have kept; what is forgotten costs
+    /// a 401.
+    const MAX_BYTES: usize = 8 << 20;
+    /// What an entry takes beside its texts.
+    const ENTRY: usize = 128;
+
+    fn get(&self, scope: &str) -> Option<Wanted> {
+        self.scopes.get(scope).cloned()
+    }
+
+    /// Takes in a challenge that names `scopes`; what was wanted for `scope` before, and whether this is news.
+    fn learn(&mut self, scope: &str, method: &Scheme, scopes: &str) -> (Option<Scheme>, bool) {
+        let mut wanted = Wanted { method: method.clone(), extra: BTreeSet::new() };
+        let before = self.remove(scope);
+        if let Some(before) = &before {
+            wanted.extra.clone_from(&before.extra);
+        }
+        for also in scopes.split(' ').filter(|s| !s.is_empty() && s.len() <= 512 && *s != scope).take(8) {
+            if wanted.extra.len() < 8 {
+                wanted.extra.insert(also.to_owned());
+            }
+        }
+        let news = before.as_ref().is_none_or(|b| b.method != wanted.method || b.extra != wanted.extra);
+        let size = wanted.size(scope);
+        if self.bytes + size > Self::MAX_BYTES {
+            *self = Self::default();
+        }
+        self.bytes += size;
+        self.scopes.insert(scope.to_owned(), wanted);
+        (before.map(|before| before.method), news)
+    }
+
+    fn remove(&mut self, scope: &str) -> Option<Wanted> {
+        let wanted = self.scopes.remove(scope)?;
+        self.bytes -= wanted.size(scope);
+        Some(wanted)
+    }
+}
+
+impl Wanted {
+    fn size(&self, scope: &str) -> usize {
+        let method = match &self.method {
+            Scheme::Basic => 0,
+            Scheme::Bearer { realm, service } => realm.len() + service.as_ref().map_or(0, String::len),
+        };
+        Known::ENTRY + scope.len() + method + self.extra.iter().map(|scope| Known::ENTRY + scope.len()).sum::<usize>()
+    }
+}
+
+impl Session {
+    /// The next call for `scope` asks the registry itself, which may name a better token service, or want none, by then.
+    pub(super) fn unlearn(&self, scope: &str) {
+        lock(&self.known).remove(scope);
+    }
 }
 
 fn sensitive(text: &str) -> Option<HeaderValue> {
@@ -95,17 +164,17 @@ impl Inner {
             let header = sensitive(&format!("Bearer {}", token.expose()));
             return header.map(Some).ok_or_else(|| unusable("registry token"));
         }
-        let method = lock(&session.known).method.clone();
+        let scope = call.scope();
+        let Some(Wanted { method, extra }) = lock(&session.known).get(&scope) else { return Ok(None) };
         match method {
-            None => Ok(None),
-            Some(Scheme::Basic) => match &*credentials {
+            Scheme::Basic => match &*credentials {
                 Credentials::Basic { username, password } => {
                     basic(username, password).map(Some).ok_or_else(|| unusable("credentials"))
                 }
                 _ => Ok(None),
             },
-            Some(Scheme::Bearer { realm, service }) => {
-                let key = token_key(session, call, realm, service);
+            Scheme::Bearer { realm, service } => {
+                let key = token_key(session, scope, extra, realm, service);
                 self.token(session, call, base, key).await.map(Some)
             }
         }
@@ -142,24 +211,9 @@ impl Inner {
             }
             None => return false,
         };
-        let (before, news) = {
-            let mut known = lock(&session.known);
-            let before = known.method.replace(wanted.clone());
-            let mut news = before.as_ref() != Some(&wanted);
-            if let Some(scopes) = bearer.and_then(|b| b.get("scope")) {
-                // A few repositories' worth; what is forgotten costs one 401.
-                if known.extra.len() >= 4096 {
-                    known.extra.clear();
-                }
-                let extra = known.extra.entry(call.scope()).or_default();
-                for scope in scopes.split(' ').filter(|s| !s.is_empty() && s.len() <= 512).take(8) {
-                    if scope != call.scope() && extra.len() < 8 {
-                        news |= extra.insert(scope.to_owned());
-                    }
-                }
-            }
-            (before, news)
-        };
+        let scope = call.scope();
+        let scopes = bearer.and_then(|b| b.get("scope")).unwrap_or_default();
+        let (before, news) = lock(&session.known).learn(&scope, &wanted, scopes);
         if sent.is_none() || news {
             return call.tokens.load(Ordering::Relaxed) < MAX_TOKENS;
         }
@@ -170,7 +224,8 @@ impl Inner {
             let login = matches!(session.endpoint.credentials, Credentials::Login(_));
             return login && call.tokens.fetch_add(1, Ordering::Relaxed) < MAX_TOKENS;
         };
-        let key = token_key(session, call, realm, service);
+        let extra = lock(&session.known).get(&scope).map(|wanted| wanted.extra).unwrap_or_default();
+        let key = token_key(session, scope, extra, realm, service);
         // Another call may have replaced the refused token already.
         if self.tokens.get(&key).await.is_some_and(|token| Some(&token.header) == sent) {
             self.tokens.invalidate(&key).await;
@@ -197,9 +252,9 @@ impl Inner {
         };
         self.check_realm(session, &realm, base)?;
         let fetch = self.fetch_token(session, call, &realm, &key);
-        let waiting = Unlearned(session);
+        let mut waiting = Unlearned { session, scope: Some(call.scope()) };
         let token = self.tokens.try_get_with_by_ref(&key, fetch).await;
-        std::mem::forget(waiting);
+        waiting.scope = None;
         match token {
             Ok(token) => Ok(token.header),
             Err(source) => Err(RegistryError::Token { realm: realm.to_string(), source }),
@@ -326,19 +381,28 @@ fn token_request(
     Ok((Method::GET, headers, Bytes::new(), target))
 }
 
-/// A token service that has not answered. Dropped when the call's time is over, it makes the next one ask the registry
-/// itself, which may name a better service by then; after an answer or an error that is `perform`'s to decide.
-struct Unlearned<'a>(&'a Session);
+/// A token service that has not answered. Dropped when the call's time is over, it makes the next one for the same scope
+/// ask the registry itself; after an answer or an error that is `perform`'s to decide.
+struct Unlearned<'a> {
+    session: &'a Session,
+    scope: Option<String>,
+}
 
 impl Drop for Unlearned<'_> {
     fn drop(&mut self) {
-        lock(&self.0.known).method = None;
+        if let Some(scope) = &self.scope {
+            self.session.unlearn(scope);
+        }
     }
 }
 
-fn token_key(session: &Session, call: &Call<'_>, realm: String, service: Option<String>) -> TokenKey {
-    let scope = call.scope();
-    let mut scopes: BTreeSet<String> = lock(&session.known).extra.get(&scope).cloned().unwrap_or_default();
+fn token_key(
+    session: &Session,
+    scope: String,
+    mut scopes: BTreeSet<String>,
+    realm: String,
+    service: Option<String>,
+) -> TokenKey {
     scopes.insert(scope);
     TokenKey { session: session.id, realm, service, scopes: scopes.into_iter().collect() }
 }
@@ -429,6 +493,22 @@ fn registrable(host: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_known_is_bounded_however_many_repositories_a_registry_challenges_for() {
+        let mut known = Known::default();
+        let method = Scheme::Bearer { realm: "x".repeat(60_000), service: None };
+        for number in 0..1000 {
+            let scope = format!("repository:{number}:pull");
+            let (before, news) = known.learn(&scope, &method, "repository:also:pull");
+            assert!(before.is_none() && news, "{number}");
+            assert_eq!(known.get(&scope).map(|wanted| wanted.extra.len()), Some(1));
+            assert!(!known.learn(&scope, &method, "").1, "what was named before stays");
+            assert_eq!(known.bytes, known.scopes.iter().map(|(scope, wanted)| wanted.size(scope)).sum::<usize>());
+            assert!(known.bytes <= Known::MAX_BYTES);
+        }
+        assert!((1..1000).contains(&known.scopes.len()));
+    }
 
     #[test]
     fn realms_are_related_by_registrable_domain_only() {

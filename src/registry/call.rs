@@ -171,8 +171,7 @@ impl Inner {
             let delay = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
             let over = !error.is_transient() || attempt >= ATTEMPTS || Instant::now() + delay >= call.budget.deadline;
             if over && matches!(error, RegistryError::Realm { .. } | RegistryError::Token { .. }) {
-                // The next call asks the registry itself, which may name a better token service, or want none, by then.
-                lock(&session.known).method = None;
+                session.unlearn(&call.scope());
             }
             if over {
                 return Err(error);

@@ -5,7 +5,7 @@
 //! is returned; no message carries a credential.
 //!
 //! **Protocol.** OCI distribution-spec 1.1 over HTTP/1.1, Docker's token specification. A request is sent without a
-//! ping first; a 401 is learnt from once for each endpoint. Failures of class Net are tried again, at most four times
+//! ping first; a 401 is learnt from once for each repository. Failures of class Net are tried again, at most four times
 //! and within the call's [`Budget`]; a 429 closes the endpoint until the time it states.
 //!
 //! **Concurrency.** Any number of calls at once; clones share connections, tokens and windows of silence. Endpoints

@@ -537,6 +537,59 @@ async fn after_a_token_service_that_hangs_the_registry_is_asked_itself_what_it_w
 }
 
 #[tokio::test]
+async fn what_one_repository_wants_is_asked_of_no_other() {
+    let answer = |status, body: &str| Fault::Answer { status, headers: Vec::new(), body: body.to_owned() };
+    for (name, answer) in [
+        ("hangs", Fault::Hang),
+        ("has no token", answer(200, "{}")),
+        ("refuses", answer(401, "no")),
+        ("gives one", answer(200, r#"{"token":"t"}"#)),
+    ] {
+        let registry = registry().await;
+        registry.add_manifest("closed", Some("v1"), MEDIA_TYPE, MANIFEST);
+        let challenge = Fault::challenge(format!(r#"Bearer realm="{}/token",service="s""#, registry.origin()));
+        let closed = |s: &Seen| s.path.starts_with("/v2/closed/") && s.header("authorization").is_none();
+        registry.fault(closed, 99, challenge);
+        let (open, gate) = tokio::sync::watch::channel(false);
+        registry.fault(of(Kind::Token), 99, Fault::Gate { after: 0, open: gate, then: Box::new(answer) });
+        let (client, at) = (client(), at(&registry));
+        let asking = tokio::spawn({
+            let (client, at) = (client.clone(), at.clone());
+            let short = Budget::within(Duration::from_secs(3));
+            async move { client.manifest(&at, &"closed".parse().unwrap(), &tag(), short).await.map(drop) }
+        });
+        while registry.count(Kind::Token) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let quickly = || tokio::time::timeout(Duration::from_secs(2), get(&client, &at));
+        quickly().await.unwrap().unwrap();
+        open.send(true).unwrap();
+        assert_eq!(asking.await.unwrap().is_ok(), name == "gives one", "{name}");
+        quickly().await.unwrap().unwrap();
+        let ours: Vec<_> = registry.seen().into_iter().filter(|s| s.path.starts_with("/v2/team/app/")).collect();
+        assert_eq!(ours.len(), 2, "{name}");
+        assert!(ours.iter().all(|s| s.header("authorization").is_none()), "{name}");
+        assert!(registry.seen_of(Kind::Token).iter().all(|s| s.query.contains("repository%3Aclosed%3Apull")), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn each_repository_pays_for_its_challenge_once() {
+    let registry = with_options(Options { auth: tokens(None), ..Options::default() }).await;
+    let (client, at) = (client(), at(&registry));
+    let repositories: Vec<Repository> = (0..5).map(|number| format!("team/{number}").parse().unwrap()).collect();
+    for repository in &repositories {
+        registry.add_manifest(&repository.to_string(), Some("v1"), MEDIA_TYPE, MANIFEST);
+    }
+    for round in 1..=3 {
+        for repository in &repositories {
+            client.resolve(&at, repository, &tag(), budget()).await.unwrap();
+        }
+        assert_eq!((registry.count(Kind::ManifestHead), registry.count(Kind::Token)), (5 + 5 * round, 5), "{round}");
+    }
+}
+
+#[tokio::test]
 async fn credentials_go_to_no_other_realm() {
     let honeypot = with_options(Options { auth: tokens(None), ..Options::default() }).await;
     let port = honeypot.address.port();
