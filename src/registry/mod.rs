@@ -27,6 +27,7 @@ mod connect;
 pub mod docker_config;
 mod error;
 mod exchange;
+mod given;
 pub mod login;
 mod manifest;
 mod proxy;
@@ -57,6 +58,7 @@ pub use self::{
     blob::Transfer,
     docker_config::DockerConfig,
     error::{RegistryError, SetupError},
+    given::Given,
     manifest::{Page, Referrers},
     proxy::ProxyEnvironment,
     wants::Greeting,

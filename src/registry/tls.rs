@@ -9,7 +9,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 
-use super::{Transport, error::SetupError};
+use super::{Given, Transport, error::SetupError};
 
 /// The checked material of a transport: parsed before anything is sent, so bad material never means "without it".
 pub(super) struct Material {
@@ -85,7 +85,13 @@ impl Material {
         let verifier: Arc<dyn ServerCertVerifier> = if verify {
             let verifier =
                 rustls_platform_verifier::Verifier::new_with_extra_roots(self.roots.iter().cloned(), provider.clone());
-            Arc::new(verifier.map_err(|error| bad("CA certificates", error))?)
+            let verifier = Arc::new(verifier.map_err(|error| bad("CA certificates", error))?);
+            if self.roots.is_empty() {
+                verifier
+            } else {
+                Given::verifier(self.roots.clone(), Some(verifier), provider.clone())
+                    .map_err(|error| bad("CA certificate", error))?
+            }
         } else {
             Arc::new(Unverified(provider.clone()))
         };

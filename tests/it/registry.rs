@@ -820,6 +820,33 @@ async fn its_own_ca_is_added_and_nothing_else_gets_in() {
 }
 
 #[tokio::test]
+async fn a_self_signed_certificate_is_taken_where_it_is_the_one_that_was_given() {
+    let own = certificates::self_signed(&["127.0.0.1"]);
+    let registry = tls_registry(&own, None).await;
+    let client = client();
+    get(&client, &tls(&registry, Some(&own.certificate))).await.unwrap();
+    let other = certificates::self_signed(&["127.0.0.1"]);
+    get(&client, &tls(&registry, Some(&format!("{}{}", other.certificate, own.certificate)))).await.unwrap();
+
+    let wrong = certificates::self_signed(&["registry.example"]);
+    let expired = certificates::self_signed_expired(&["127.0.0.1"]);
+    let (wrong_registry, expired_registry) = (tls_registry(&wrong, None).await, tls_registry(&expired, None).await);
+    // Whoever holds the certificate, which everybody is shown, but not its key.
+    let stolen = certificates::server_without_its_key(&own, &other);
+    let thief = with_options(Options { tls: Some(stolen), ..Options::default() }).await;
+    for (name, registry, given) in [
+        ("another of the same name", &registry, &other),
+        ("for another name", &wrong_registry, &wrong),
+        ("expired", &expired_registry, &expired),
+        ("with another key", &thief, &own),
+    ] {
+        let error = get(&client, &tls(registry, Some(&given.certificate))).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Handshake { .. }), "{name}: {}", chain(&error));
+        assert_eq!((registry.requests(), name), (if name.starts_with("another") { 2 } else { 0 }, name));
+    }
+}
+
+#[tokio::test]
 async fn tls_never_becomes_cleartext() {
     let ca = Ca::new();
     let registry = registry().await;

@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::hosts::Local;
+use crate::registry::Given;
 
 /// Ten times what the hosts.toml allows for connecting: a slow mirror is worth its own message.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -81,15 +82,16 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 }
 
 fn tls(local: &Local) -> anyhow::Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    if let Some(ca) = &local.ca {
-        for certificate in certificates(ca)? {
-            roots.add(certificate).with_context(|| format!("{} holds a certificate of no use", ca.display()))?;
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = match &local.ca {
+        None => builder.with_root_certificates(RootCertStore::empty()),
+        Some(ca) => {
+            let verifier = Given::verifier(certificates(ca)?, None, provider)
+                .map_err(|error| anyhow::anyhow!("{} holds a certificate of no use: {error}", ca.display()))?;
+            builder.dangerous().with_custom_certificate_verifier(verifier)
         }
-    }
-    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
+    };
     match &local.client {
         None => Ok(builder.with_no_client_auth()),
         Some((cert, key)) => {

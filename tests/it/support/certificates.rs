@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::{ServerConfig, crypto::aws_lc_rs, server::WebPkiClientVerifier};
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    server::WebPkiClientVerifier,
+    sign::{CertifiedKey, SingleCertAndKey},
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 /// A CA; what it signs is valid for the names given.
@@ -55,6 +60,29 @@ impl Ca {
     }
 }
 
+/// A certificate for `names` that is its own CA, as `openssl req -x509` makes it.
+pub fn self_signed(names: &[&str]) -> Identity {
+    self_signed_with(names, |_| {})
+}
+
+/// One that has expired.
+pub fn self_signed_expired(names: &[&str]) -> Identity {
+    self_signed_with(names, |params| {
+        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+    })
+}
+
+fn self_signed_with(names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Identity {
+    let key = KeyPair::generate().unwrap();
+    let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    change(&mut params);
+    let certificate = params.self_signed(&key).unwrap();
+    Identity { certificate: certificate.pem(), key: key.serialize_pem() }
+}
+
 /// A server's TLS with `identity`; with `clients`, only those whom that CA knows get in.
 pub fn server(identity: &Identity, clients: Option<&Ca>) -> Arc<ServerConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -71,4 +99,15 @@ pub fn server(identity: &Identity, clients: Option<&Ca>) -> Arc<ServerConfig> {
     let chain = vec![CertificateDer::from_pem_slice(identity.certificate.as_bytes()).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
     Arc::new(builder.with_single_cert(chain, key).unwrap())
+}
+
+/// A server that shows `shown`'s certificate, and has the key of `other` alone.
+pub fn server_without_its_key(shown: &Identity, other: &Identity) -> Arc<ServerConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::from_pem_slice(other.key.as_bytes()).unwrap();
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    let chain = vec![CertificateDer::from_pem_slice(shown.certificate.as_bytes()).unwrap()];
+    let resolver = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    Arc::new(builder.with_no_client_auth().with_cert_resolver(Arc::new(resolver)))
 }
