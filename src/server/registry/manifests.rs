@@ -5,16 +5,10 @@ use http::{
     header::{CONTENT_TYPE, LOCATION},
     request::Parts,
 };
-use hyper::body::Incoming;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-use super::{
-    Answer, Registry,
-    failure::Failure,
-    only_reads,
-    uploads::{next_data, parse_digest},
-};
+use super::{Answer, Registry, content::Content, failure::Failure, only_reads, uploads::parse_digest};
 use crate::{
     blocking,
     class::Class,
@@ -38,7 +32,7 @@ impl Registry {
         &self,
         parts: &Parts,
         query: &Query<'_>,
-        body: Incoming,
+        body: &mut Content,
         repository: Repository,
         selector: Selector,
     ) -> Answer {
@@ -73,17 +67,17 @@ impl Registry {
         &self,
         parts: &Parts,
         query: &Query<'_>,
-        mut body: Incoming,
+        body: &mut Content,
         repository: Repository,
         selector: Selector,
     ) -> Answer {
         let named = Named::parse(selector, query)?;
         let mut bytes = Vec::new();
-        while let Some(data) = next_data(&mut body).await? {
+        while let Some(data) = body.next().await? {
             if bytes.len() + data.len() > manifest::MAX_BYTES {
                 let failure = Failure::new(ErrorCode::ManifestInvalid, Class::Size);
                 let message = format!("a manifest has at most {} bytes", manifest::MAX_BYTES);
-                return Err(failure.status(StatusCode::PAYLOAD_TOO_LARGE).message(message).close());
+                return Err(failure.status(StatusCode::PAYLOAD_TOO_LARGE).message(message));
             }
             bytes.extend_from_slice(&data);
         }
@@ -198,7 +192,7 @@ struct Named {
 
 impl Named {
     fn parse(selector: Selector, query: &Query<'_>) -> Result<Self, Failure> {
-        let bad = |message: String| Failure::new(ErrorCode::ManifestInvalid, Class::Client).message(message).close();
+        let bad = |message: String| Failure::new(ErrorCode::ManifestInvalid, Class::Client).message(message);
         let mut digest = match query.get("digest").map_err(|e| bad(e.to_string()))? {
             Some(digest) => Some(parse_digest(digest)?),
             None => None,

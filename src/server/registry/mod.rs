@@ -5,10 +5,11 @@
 //! of a manifest are stored and served. Failures carry the spec's error bodies; this listener answers 503 where
 //! something is amiss here, so that a container runtime goes on to its next host, and never 429, 502 or 504.
 //!
-//! `access` tells who may do what, `uploads` holds what is being pushed, `manifests` what is done with manifests; this
+//! `access` tells who may do what, `content` reads what is sent, `uploads` holds what is being pushed, `manifests` what is done with manifests; this
 //! file tells who is asked.
 
 pub mod access;
+mod content;
 mod failure;
 mod manifests;
 mod mirrored;
@@ -21,11 +22,12 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header::LINK, request::Parts};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use serde::Serialize;
 
 use self::{
     access::{Access, Caller, Need},
+    content::Content,
     failure::Failure,
     uploads::Uploads,
 };
@@ -91,18 +93,17 @@ impl Registry {
         Self { mirror: Some(mirror), bound: Some(upstream), ..self }
     }
 
-    async fn route(&self, request: Request<Incoming>, peer: Peer) -> Answer {
-        let (parts, body) = request.into_parts();
+    async fn route(&self, parts: &Parts, body: &mut Content, peer: Peer) -> Answer {
         let query = Query::parse(parts.uri.query()).map_err(|e| Failure::bad_request(e.to_string()))?;
         let path = parts.uri.path();
         if let Some(mirror) = &self.mirror
             && let Some(addressed) = mirrored::addressed(mirror, self.bound.as_ref(), path, &query)?
         {
-            return mirrored::answer(mirror, &addressed, &parts, &query, peer).await;
+            return mirrored::answer(mirror, &addressed, parts, &query, peer).await;
         }
         let reads = matches!(parts.method, Method::GET | Method::HEAD);
         let route = match route::parse(parts.uri.path()) {
-            Ok(Route::Base) => return self.base(&parts, peer).await,
+            Ok(Route::Base) => return self.base(parts, peer).await,
             Ok(route) => route,
             Err(error) => return Err(refused_route(error, reads)),
         };
@@ -114,16 +115,14 @@ impl Registry {
                 false => Failure::method_not_allowed("GET, HEAD"),
             });
         }
-        self.local(route, &parts, &query, body, peer).await
+        self.local(route, parts, &query, body, peer).await
     }
 
     /// A request to a local repository, or about them.
-    async fn local(&self, route: Route, parts: &Parts, query: &Query<'_>, body: Incoming, peer: Peer) -> Answer {
-        // Who is refused may have sent a body that nobody will read.
-        let unread = |failure: Failure| if body.is_end_stream() { failure } else { failure.close() };
-        let caller = self.access.caller(&parts.headers, peer).await.map_err(unread)?;
+    async fn local(&self, route: Route, parts: &Parts, query: &Query<'_>, body: &mut Content, peer: Peer) -> Answer {
+        let caller = self.access.caller(&parts.headers, peer).await?;
         let readable = match Need::of(&route, &parts.method) {
-            Some((repository, need)) => self.access.check(&caller, repository, need).map_err(unread)?,
+            Some((repository, need)) => self.access.check(&caller, repository, need)?,
             None => true,
         };
         match route {
@@ -234,7 +233,10 @@ impl Handler for Registry {
     const LISTENER: metrics::Listener = metrics::Listener::Registry;
 
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
-        self.route(request, peer).await.unwrap_or_else(Failure::into_response)
+        let (parts, incoming) = request.into_parts();
+        let mut body = Content::new(&parts, incoming);
+        let answer = self.route(&parts, &mut body, peer).await;
+        answer.unwrap_or_else(|failure| body.refused(failure))
     }
 
     fn refuse(status: StatusCode) -> Response<Body> {

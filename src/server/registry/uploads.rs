@@ -15,19 +15,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_RANGE, LOCATION, RANGE},
     request::Parts,
 };
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Answer, Registry,
     access::{Caller, Need},
+    content::Content,
     failure::{Failure, received_range},
 };
 use crate::{
@@ -45,8 +43,6 @@ const MAX_SESSIONS: usize = 256;
 const IDLE: Duration = Duration::from_secs(10);
 /// How long an upload is kept without a request.
 const EXPIRY: Duration = Duration::from_secs(3600);
-/// How long a client may send no byte of a request's body.
-const BODY_STALL: Duration = Duration::from_secs(60);
 /// How much of a body is gathered before it goes to the disk, in bytes: few enough hops between threads, and a bound
 /// on what an upload holds in memory.
 const GATHER: usize = 1 << 20;
@@ -190,7 +186,7 @@ impl Registry {
         &self,
         parts: &Parts,
         query: &Query<'_>,
-        body: Incoming,
+        body: &mut Content,
         repository: Repository,
         caller: Caller,
         peer: Peer,
@@ -239,7 +235,7 @@ impl Registry {
         &self,
         parts: &Parts,
         query: &Query<'_>,
-        body: Incoming,
+        body: &mut Content,
         repository: Repository,
         id: UploadId,
         caller: &Caller,
@@ -314,18 +310,24 @@ impl Registry {
     }
 
     /// Adds a request's body to a session.
-    async fn take(&self, parts: &Parts, body: Incoming, id: UploadId, session: &Session) -> Result<Writing, Failure> {
+    async fn take(
+        &self,
+        parts: &Parts,
+        body: &mut Content,
+        id: UploadId,
+        session: &Session,
+    ) -> Result<Writing, Failure> {
         let Ok(scratch) = Arc::clone(&session.scratch).try_lock_owned() else {
             let failure = Failure::new(ErrorCode::BlobUploadInvalid, Class::Client).status(StatusCode::CONFLICT);
-            return Err(failure.message("another request is writing to this upload").close());
+            return Err(failure.message("another request is writing to this upload"));
         };
         if scratch.is_none() {
-            return Err(Failure::new(ErrorCode::BlobUploadUnknown, Class::NotFound).close());
+            return Err(Failure::new(ErrorCode::BlobUploadUnknown, Class::NotFound));
         }
         let received = session.received.load(Relaxed);
         let length = content_length(&parts.headers)?;
         if let Some(range) = parts.headers.get(CONTENT_RANGE) {
-            check_range(range, received, length).map_err(|failure| failure.close())?;
+            check_range(range, received, length)?;
         }
         match pump(body, Writing { scratch, received: Arc::clone(&session.received) }).await {
             Ok(writing) => Ok(writing),
@@ -342,7 +344,7 @@ impl Registry {
 
 pub(super) fn parse_digest(text: &str) -> Result<Digest, Failure> {
     text.parse().map_err(|e: crate::digest::DigestError| {
-        Failure::new(ErrorCode::DigestInvalid, Class::Client).message(e.to_string()).close()
+        Failure::new(ErrorCode::DigestInvalid, Class::Client).message(e.to_string())
     })
 }
 
@@ -376,33 +378,13 @@ fn check_range(range: &HeaderValue, received: u64, length: Option<u64>) -> Resul
     }
 }
 
-/// The next bytes of a request's body.
-pub(super) async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Failure> {
-    loop {
-        let invalid = Failure::new(ErrorCode::BlobUploadInvalid, Class::Client).close();
-        match tokio::time::timeout(BODY_STALL, body.frame()).await {
-            Err(_) => {
-                let failure = invalid.status(StatusCode::REQUEST_TIMEOUT);
-                return Err(failure.message("no byte of the request's body came for a minute"));
-            }
-            Ok(None) => return Ok(None),
-            Ok(Some(Err(error))) => return Err(invalid.message(format!("the request's body broke off: {error}"))),
-            Ok(Some(Ok(frame))) => {
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
-                }
-            }
-        }
-    }
-}
-
 /// Writes a body to `sink`, on threads that may wait for the disk, a mebibyte at a time.
-async fn pump<S: Sink>(mut body: Incoming, mut sink: S) -> Result<S, Failure> {
+async fn pump<S: Sink>(body: &mut Content, mut sink: S) -> Result<S, Failure> {
     loop {
         let mut gathered = Vec::new();
         let mut bytes = 0;
         let next = loop {
-            match next_data(&mut body).await {
+            match body.next().await {
                 Ok(Some(data)) => {
                     bytes += data.len();
                     gathered.push(data);
@@ -421,8 +403,7 @@ async fn pump<S: Sink>(mut body: Incoming, mut sink: S) -> Result<S, Failure> {
                 }
                 Ok::<_, StoreError>(sink)
             })
-            .await
-            .map_err(|error| Failure::from(error).close())?;
+            .await?;
         }
         if !next? {
             return Ok(sink);

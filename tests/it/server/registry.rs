@@ -324,6 +324,36 @@ async fn a_manifest_names_only_what_its_own_repository_holds() {
 }
 
 #[tokio::test]
+async fn who_sends_a_whole_body_before_looking_sees_why_it_is_refused() {
+    let (_scene, running) = start();
+    let session = running.request("POST", "/v2/a/blobs/uploads/", &[], b"").await;
+    let session = session.header("location").unwrap().to_owned();
+    // More than both sockets' buffers hold.
+    let body = vec![b' '; 32 << 20];
+    for (method, target, status) in [
+        ("POST", "/v2/a/blobs/uploads/?digest=md5:1".to_owned(), 400),
+        ("POST", "/v2/a/blobs/uploads/?digest-algorithm=md5".to_owned(), 400),
+        ("PUT", format!("{session}?digest=sha256:1"), 400),
+        ("PUT", "/v2/a/blobs/uploads/00000000-0000-0000-0000-000000000000".to_owned(), 404),
+        ("PUT", "/v2/a/manifests/v1".to_owned(), 413),
+        ("PUT", "/v2/a/manifests/v1?ns=docker.io".to_owned(), 405),
+        ("DELETE", "/v2/a/blobs/uploads/".to_owned(), 405),
+    ] {
+        let reply = running.request(method, &target, &[], &body).await;
+        assert_eq!((reply.status, reply.header("connection")), (status, Some("close")), "{method} {target}");
+        let mut asking = running.connect().await;
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 33554432\r\n\r\n"
+        );
+        asking.send(head.as_bytes()).await;
+        if status != 413 {
+            assert_eq!(asking.reply(false).await.unwrap().status, status, "it is not told to go on: {method} {target}");
+            assert!(asking.is_closed().await);
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_upload_says_early_which_digest_it_will_have() {
     let (_scene, running) = start();
     for (query, status) in [
