@@ -13,7 +13,7 @@ use crate::{
 pub struct Config {
     /// In front of every artifact's path: `http://host:port`, without a slash at the end.
     pub advertise: String,
-    /// How many passes at most are under way for one registry.
+    /// How many passes at most are under way for one registry; those that wait for it do not count.
     pub concurrency: usize,
     /// Registries (`host[:port]` as named) that may be spoken to over plain http, for kinds that have no `insecure` field.
     pub insecure_registries: Vec<Registry>,

@@ -15,9 +15,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Shared, backoff::Backoff, failure::Failure, source};
+use super::{Shared, backoff::Backoff, failure::Failure, lanes::Work, source};
 use crate::{
-    class::Retry,
+    class::{Class, Retry},
     objects::Key,
     pull::{PullError, Target, Wanted, Way},
     registry::Budget,
@@ -159,6 +159,8 @@ async fn run(shared: Arc<Shared>, group: Arc<Group>) {
     shared.synced().await;
     let mut backoff = Backoff::default();
     let mut due = kept(&shared, &group);
+    // Whether the last turn kept others from asking the registry, and for nothing.
+    let mut hung = false;
     loop {
         {
             let mut inner = group.lock();
@@ -188,19 +190,31 @@ async fn run(shared: Arc<Shared>, group: Arc<Group>) {
         if is_due && !shared.backend.tells_of_references() {
             Box::pin(refresh(&shared, &group)).await;
         }
-        let permit = shared.permit(&group.route.way.endpoint.registry).await;
+        let mut place = shared.lanes(&group.route.way.endpoint.registry).enter(hung).await;
         let is_due = is_due || Instant::now() >= due;
         let Some(turn) = take_turn(&group) else { continue };
         let started = Instant::now();
         let fresh = is_due || turn.requested || turn.last.is_none();
         let outcome = match (fresh, turn.last) {
             (false, Some(target)) => Ok(target),
-            _ => Box::pin(probe(&shared, &group, turn.requested, turn.timeout)).await,
+            _ => place.hold(Work::Probe, Box::pin(probe(&shared, &group, turn.requested, turn.timeout))).await,
         };
         let members = turn.members.into_iter().filter(|(_, pending)| fresh || *pending).map(|(key, _)| key).collect();
-        let budget = Budget::until((started + turn.timeout).into_std()).requested(turn.requested);
-        let failure = source::pass_over(&shared, &group.route, members, &outcome, budget, started).await;
-        drop(permit);
+        let deadline = started + turn.timeout;
+        let pass = |budget: Budget| {
+            let budget = budget.requested(turn.requested);
+            source::pass_over(&shared, &group.route, members, &outcome, budget, started)
+        };
+        let failure = match &outcome {
+            Ok(_) => {
+                // The time that it waits for a place again is not the registry's.
+                let left = deadline.saturating_duration_since(Instant::now());
+                place.hold(Work::Pull, async { Box::pin(pass(Budget::within(left))).await }).await
+            }
+            Err(_) => Box::pin(pass(Budget::until(deadline.into_std()))).await,
+        };
+        hung = place.has_waited() && failure.as_deref().is_some_and(|failure| failure.class() == Class::Net);
+        drop(place);
         let last = outcome.ok().map(Target::without_bytes);
         if fresh {
             shared.probes.note(shared.puller.grants(), &group.route, last.as_ref());

@@ -18,6 +18,7 @@ mod failure;
 pub mod group;
 pub mod helm;
 pub mod kustomization;
+mod lanes;
 mod probes;
 mod replica;
 pub mod report;
@@ -36,7 +37,7 @@ use std::{
 };
 
 use serde_json::Value;
-use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use crate::{
     artifact::publish::Published,
@@ -51,6 +52,7 @@ pub use config::{Config, Rendering};
 use desired::Desired;
 use group::{Group, Groups};
 use kustomization::Task;
+use lanes::Lanes;
 use probes::Probes;
 
 /// How soon what could not be kept is tried again.
@@ -70,7 +72,7 @@ pub struct Shared {
     leadership: watch::Receiver<Leadership>,
     state: Mutex<State>,
     groups: Groups,
-    hosts: Mutex<HashMap<Registry, Arc<Semaphore>>>,
+    hosts: Mutex<HashMap<Registry, Arc<Lanes>>>,
     synced: watch::Sender<bool>,
     /// Whether what is known is only what was kept of a cluster that has told nothing since the start: it is served, and
     /// nothing is done by it.
@@ -345,17 +347,11 @@ impl Shared {
         let _ = synced.wait_for(|synced| *synced).await;
     }
 
-    /// A place among the passes for `registry`: a registry that hangs holds up only its own.
-    async fn permit(&self, registry: &Registry) -> OwnedSemaphorePermit {
-        let semaphore = {
-            let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = || Arc::new(Semaphore::new(self.config.concurrency.max(1)));
-            Arc::clone(hosts.entry(registry.clone()).or_insert_with(new))
-        };
-        match semaphore.acquire_owned().await {
-            Ok(permit) => permit,
-            Err(_) => unreachable!("the semaphore is never closed"),
-        }
+    /// The places among the turns for `registry`: one that hangs holds up only its own.
+    fn lanes(&self, registry: &Registry) -> Arc<Lanes> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Lanes::new(self.config.concurrency));
+        Arc::clone(hosts.entry(registry.clone()).or_insert_with(new))
     }
 
     fn holds_something_for(&self, keys: &[Key]) -> bool {

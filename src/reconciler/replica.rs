@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{Entry, Shared, desired, source};
+use super::{Entry, Shared, desired, lanes::Work, source};
 use crate::{
     blocking,
     class::chain,
@@ -159,9 +159,10 @@ async fn make(shared: &Arc<Shared>, key: &Key, artifact: &Artifact) -> Result<()
     };
     let digest = digest.parse().map_err(|_| format!("the revision {revision:?} names no digest"))?;
     let budget = Budget::until((Instant::now() + desired.timeout).into_std());
-    let _permit = shared.permit(&desired.route.way.endpoint.registry).await;
-    let made =
-        source::obtain(shared, &desired, &Target::known(tag, digest), budget).await.map_err(|f| f.message.clone())?;
+    let mut place = shared.lanes(&desired.route.way.endpoint.registry).enter(false).await;
+    let target = Target::known(tag, digest);
+    let made = place.hold(Work::Pull, source::obtain(shared, &desired, &target, budget)).await;
+    let made = made.map_err(|f| f.message.clone())?;
     if made.digest() != artifact.digest {
         return Err(format!("what the registry has makes another one now: {}", made.digest()));
     }
