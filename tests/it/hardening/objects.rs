@@ -1,6 +1,9 @@
 //! The O rows: objects and Secrets that are wrong, or change at a bad moment.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -355,6 +358,36 @@ fn objects_whose_registry_hangs_or_lies_hold_up_no_others() {
             "OCIArtifactLayerOperationFailed",
         );
     }
+    world.finish();
+}
+
+#[test]
+fn references_that_hang_hold_up_no_other_of_their_registry() {
+    let world = World::start(&[]);
+    let shared = Upstream::start();
+    shared.push_files(&files(&[("good", "content")]));
+    shared.fault(|seen| seen.path.starts_with("/v2/hangs-"), usize::MAX, Fault::Hang);
+    let asked = |what: &str| shared.seen().iter().filter(|seen| seen.path.starts_with(what)).count();
+    let hanging = || asked("/v2/hangs-");
+    let all: Vec<Value> = (0..40)
+        .map(|n| {
+            let url = format!("oci://{}/hangs-{n}", shared.authority());
+            object(KIND, NAMESPACE, &format!("hangs-{n}"), &url, &json!({ "timeout": "8s", "interval": "1s" }))
+        })
+        .collect();
+    crate::support::larder::write_objects(world.root(), "hanging.yaml", &all);
+    eventually("as many to hang as ask at once", || if hanging() >= 16 { Ok(()) } else { Err("not yet".into()) });
+    let begun = Instant::now();
+    world.apply(&object(KIND, "others", "good", &shared.url(), &json!({ "interval": "1s" })));
+    world.larder.wait_ready(KIND, "others", "good");
+    assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+    // Over the time when all of them fail, and begin anew.
+    let probes = || asked(&format!("/v2/{REPOSITORY}/manifests/"));
+    let (before, begun) = (probes(), Instant::now());
+    std::thread::sleep(Duration::from_secs(16));
+    let (sent, due) = (probes() - before, begun.elapsed().as_secs_f64());
+    assert!(sent as f64 >= due / 1.2, "{sent} probes in {due} s");
+    assert!(hanging() > 40, "those that hang were asked for again");
     world.finish();
 }
 
