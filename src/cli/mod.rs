@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     class::{self, Class},
-    registry::RegistryError,
+    registry::{RegistryError, docker_config::DockerConfigError},
 };
 
 /// A content-addressed cache and artifact server for configuration shipped as OCI images.
@@ -94,28 +94,43 @@ pub fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
 }
 
-/// What Go's clients take and rustls does not (RFC 5280, section 4.2.1.9).
-const OWN_AUTHORITY: &str = "the server shows an authority's certificate as its own: let that authority sign one for the \
-                             server, or make a self-signed one with -addext basicConstraints=critical,CA:FALSE";
-
 /// An error for a person: with its causes, and what to do where that is known.
 pub fn explain(error: &anyhow::Error) -> String {
     let mut text = class::chain(error.as_ref());
-    let auth = error.chain().filter_map(|e| e.downcast_ref::<RegistryError>()).any(|e| e.class() == Class::Auth);
-    let hint = if auth {
-        "give --creds or --creds-stdin, or log in with your container tool"
-    } else if text.contains("InvalidContentType") {
-        "if the registry speaks plain http, give --plain-http"
-    } else if text.contains("CaUsedAsEndEntity") {
-        OWN_AUTHORITY
-    } else if text.contains("UnknownIssuer") {
-        "give the registry's CA with --ca FILE"
-    } else {
-        return text;
-    };
-    text.push_str("; ");
-    text.push_str(hint);
+    if let Some(hint) = hint(error, &text) {
+        text.push_str("; ");
+        text.push_str(hint);
+    }
     text
+}
+
+fn hint(error: &anyhow::Error, text: &str) -> Option<&'static str> {
+    let registry = || error.chain().filter_map(|cause| cause.downcast_ref::<RegistryError>());
+    let config = error.chain().find_map(|cause| cause.downcast_ref::<DockerConfigError>());
+    Some(match config {
+        Some(DockerConfigError::Helper { .. }) => {
+            "install or mend that program, take it out of the file, or give --creds or --creds-stdin"
+        }
+        Some(_) => "mend the file, or give --creds or --creds-stdin",
+        // The message says what is wrong with which material; credentials are none of it.
+        None if registry().any(|error| matches!(error, RegistryError::Setup(_))) => {
+            if !text.contains("CA certificate") {
+                return None;
+            }
+            "--ca takes a file of certificates in PEM"
+        }
+        None if registry().any(|error| error.class() == Class::Auth) => {
+            "give --creds or --creds-stdin, or log in with your container tool"
+        }
+        None if registry().any(RegistryError::may_be_http_to_tls) => "if TLS answers there, leave out --plain-http",
+        None if text.contains("InvalidContentType") => "if the registry speaks plain http, give --plain-http",
+        // Go's clients take it from any authority that they know, WebPKI does not (RFC 5280, section 4.2.1.9).
+        None if text.contains("CaUsedAsEndEntity") => {
+            "the server shows an authority's certificate as its own: if it is the right one, give exactly it with --ca FILE"
+        }
+        None if text.contains("UnknownIssuer") => "give the registry's CA with --ca FILE",
+        None => return None,
+    })
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

@@ -105,8 +105,14 @@ impl Remote {
         }
         let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let (directory, home) = (variable("DOCKER_CONFIG"), variable("HOME"));
-        let config = DockerConfig::load(directory.as_deref(), home.as_deref()).await?;
-        Ok(config.lookup_with_helpers(&reference.registry, &reference.repository).await?)
+        let Some(path) = DockerConfig::path(directory.as_deref(), home.as_deref()) else {
+            return Ok(Credentials::Anonymous);
+        };
+        let found = async {
+            let config = DockerConfig::load(&path).await?;
+            config.lookup_with_helpers(&reference.registry, &reference.repository).await
+        };
+        found.await.with_context(|| format!("cannot take credentials from {}", path.display()))
     }
 }
 

@@ -208,7 +208,7 @@ impl Puller {
         let Ok(seen) = seen else {
             return Err(RegistryError::Timeout {
                 what: format!("{} of {}", ask.digest, ask.way.repository),
-                waiting: "for its first bytes",
+                waiting: "before its first bytes had come",
             }
             .into());
         };
@@ -249,7 +249,7 @@ impl Puller {
             Ok(blob) => blob?,
             Err(_) => {
                 let what = format!("{} of {}", descriptor.digest, way.repository);
-                return Err(RegistryError::Timeout { what, waiting: "for the whole of it" }.into());
+                return Err(RegistryError::Timeout { what, waiting: "before all of it had come" }.into());
             }
         };
         self.mark(way, descriptor.digest).await?;

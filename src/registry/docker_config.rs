@@ -3,7 +3,13 @@
 //!
 //! Malformed input is an error that says where, never what: the content is secret.
 
-use std::{collections::HashMap, fmt, path::Path, process::Stdio, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use base64::Engine as _;
 use serde::Deserialize;
@@ -74,14 +80,8 @@ pub enum DockerConfigError {
     #[error("the Docker config is longer than 1 MiB")]
     TooLarge,
     /// The file cannot be read.
-    #[error("cannot read the Docker config {path}")]
-    Read {
-        /// Which file.
-        path: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error("it cannot be read")]
+    Read(#[source] std::io::Error),
     /// A credential helper failed.
     #[error("credential helper docker-credential-{name}: {why}")]
     Helper {
@@ -316,14 +316,18 @@ impl DockerConfig {
         self.store = self.store.take().or(other.store);
     }
 
-    /// Reads `$DOCKER_CONFIG/config.json`, else `<home>/.docker/config.json`; one that is missing is empty.
-    pub async fn load(docker_config: Option<&Path>, home: Option<&Path>) -> Result<Self, DockerConfigError> {
-        let path = match (docker_config, home) {
-            (Some(folder), _) => folder.join("config.json"),
-            (None, Some(home)) => home.join(".docker").join("config.json"),
-            (None, None) => return Ok(Self::default()),
-        };
-        let name = path.display().to_string();
+    /// Where it is: `$DOCKER_CONFIG/config.json`, else `<home>/.docker/config.json`.
+    pub fn path(docker_config: Option<&Path>, home: Option<&Path>) -> Option<PathBuf> {
+        match (docker_config, home) {
+            (Some(folder), _) => Some(folder.join("config.json")),
+            (None, Some(home)) => Some(home.join(".docker").join("config.json")),
+            (None, None) => None,
+        }
+    }
+
+    /// Reads a config; one that is missing is empty.
+    pub async fn load(path: &Path) -> Result<Self, DockerConfigError> {
+        let path = path.to_path_buf();
         let read = blocking::io(move || {
             use std::io::Read as _;
             let mut bytes = Vec::new();
@@ -333,7 +337,7 @@ impl DockerConfig {
         match read.await {
             Ok(bytes) => parse(&bytes),
             Err(error) if error_is_absence(&error) => Ok(Self::default()),
-            Err(source) => Err(DockerConfigError::Read { path: name, source }),
+            Err(error) => Err(DockerConfigError::Read(error)),
         }
     }
 
@@ -534,10 +538,13 @@ mod tests {
     #[tokio::test]
     async fn a_missing_file_is_an_empty_config() {
         let folder = tempfile::tempdir().unwrap();
-        let config = DockerConfig::load(None, Some(folder.path())).await.unwrap();
+        let (home, none) = (folder.path(), DockerConfig::path(None, None));
+        assert_eq!((none, DockerConfig::path(None, Some(home))), (None, Some(home.join(".docker/config.json"))));
+        let path = DockerConfig::path(Some(folder.path()), Some(Path::new("/elsewhere"))).unwrap();
+        let config = DockerConfig::load(&path).await.unwrap();
         assert_eq!(config.lookup(&"r.example".parse().unwrap(), &"a".parse().unwrap()), Credentials::Anonymous);
         std::fs::write(folder.path().join("config.json"), r#"{"auths":{"r.example":{"auth":"dTpw"}}}"#).unwrap();
-        let config = DockerConfig::load(Some(folder.path()), None).await.unwrap();
+        let config = DockerConfig::load(&path).await.unwrap();
         assert_eq!(user(&config.lookup(&"r.example".parse().unwrap(), &"a".parse().unwrap())), "u:p");
     }
 

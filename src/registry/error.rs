@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 
-use super::{SinkError, login::Provider};
+use super::{SinkError, exchange::NO_ANSWER, login::Provider};
 use crate::{class::Class, digest::Digest};
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -226,6 +226,15 @@ impl RegistryError {
         match self {
             Self::Timeout { .. } => true,
             Self::Token { source, .. } | Self::Login { source, .. } => source.is_timeout(),
+            _ => false,
+        }
+    }
+
+    /// Whether this is how a server that speaks TLS takes plain http: with 400, or by ending the connection.
+    pub fn may_be_http_to_tls(&self) -> bool {
+        match self {
+            Self::Status { status, url, .. } => status.as_u16() == 400 && url.starts_with("http://"),
+            Self::Unreachable { doing, what, .. } => *doing == NO_ANSWER && what.starts_with("http://"),
             _ => false,
         }
     }

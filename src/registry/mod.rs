@@ -460,7 +460,9 @@ async fn within<T>(
 ) -> Result<T, RegistryError> {
     match tokio::time::timeout_at(budget.deadline.into(), call).await {
         Ok(result) => result,
-        Err(_) => Err(RegistryError::Timeout { what: at.registry.to_string(), waiting: "for the whole of it" }),
+        Err(_) => {
+            Err(RegistryError::Timeout { what: at.registry.to_string(), waiting: "before the whole answer had come" })
+        }
     }
 }
 

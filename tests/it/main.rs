@@ -2,6 +2,7 @@
 
 mod api_server;
 mod cloud;
+mod commands;
 mod crds;
 mod deploy;
 mod fill;

@@ -579,7 +579,7 @@ async fn each_repository_pays_for_its_challenge_once() {
     let (client, at) = (client(), at(&registry));
     let repositories: Vec<Repository> = (0..5).map(|number| format!("team/{number}").parse().unwrap()).collect();
     for repository in &repositories {
-        registry.add_manifest(&repository.to_string(), Some("v1"), MEDIA_TYPE, MANIFEST);
+        registry.add_manifest(repository.as_str(), Some("v1"), MEDIA_TYPE, MANIFEST);
     }
     for round in 1..=3 {
         for repository in &repositories {
