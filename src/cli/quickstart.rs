@@ -76,12 +76,12 @@ async fn quickstart(arguments: Arguments) -> anyhow::Result<()> {
     let data = match &arguments.data {
         Some(data) => data.clone(),
         None => {
-            temporary = tempfile::Builder::new().prefix("larder-quickstart-").tempdir()?;
+            temporary = temporary_directory("larder-quickstart-")?;
             temporary.path().join("data")
         }
     };
     // Beside the data, not in it: these are the user's files, which Larder only reads.
-    let objects = tempfile::Builder::new().prefix("larder-objects-").tempdir()?;
+    let objects = temporary_directory("larder-objects-")?;
     let signals = shutdown::Signals::catch()?;
     let (trigger, listening) = shutdown::channel();
     // Free ports, so that the story can be told beside a daemon that runs; with --keep the usual ones.
@@ -114,13 +114,18 @@ async fn quickstart(arguments: Arguments) -> anyhow::Result<()> {
     story
 }
 
+fn temporary_directory(prefix: &str) -> anyhow::Result<tempfile::TempDir> {
+    let made = tempfile::Builder::new().prefix(prefix).tempdir();
+    made.context("cannot make a temporary directory; TMPDIR has to name one that can be written to")
+}
+
 async fn tell(node: &Node, objects: &Path) -> anyhow::Result<()> {
     let mut teller = Teller { step: 0 };
     let registry = node.registry().to_string();
     let server = Server::at(&node.admin().to_string());
     teller.step(format_args!("started a daemon: registry on {registry}, artifacts on {}", node.artifacts()));
 
-    let folder = tempfile::tempdir()?;
+    let folder = temporary_directory("larder-example-")?;
     let first = push_version(&registry, folder.path(), "v1.0.0", IMAGES[0]).await?;
     teller.step(format_args!("packaged and pushed oci://{registry}/my-app-config:v1.0.0, also tagged stable"));
     teller.detail(first);

@@ -108,11 +108,15 @@ async fn info(arguments: Info) -> anyhow::Result<()> {
         &["WHAT", "COUNT", "BYTES"],
         &[row("blobs", usage.blobs.count, usage.blobs.bytes), row("files", usage.files.count, usage.files.bytes)],
     )?;
-    println!(
-        "kept {} in all; the published trees and local repositories would take {} if they shared nothing",
-        output::bytes(usage.physical),
-        output::bytes(usage.logical)
-    );
+    let (kept, named) = (output::bytes(usage.physical), output::bytes(usage.logical));
+    if usage.logical < usage.physical {
+        println!(
+            "kept {kept} in all; the published trees and local repositories name at most {named} of it: the rest is \
+             cached, or nothing refers to it"
+        );
+    } else {
+        println!("kept {kept} in all; the published trees and local repositories would take {named} if they shared nothing");
+    }
     Ok(())
 }
 

@@ -365,9 +365,9 @@ pub(super) struct Health {
 }
 
 /// The pause after the first failure, in milliseconds; doubled each time.
-const FIRST_PAUSE: u64 = 2_000;
-/// The longest pause.
-const LONGEST_PAUSE: u64 = 30_000;
+const FIRST_PAUSE: u64 = 1_000;
+/// The longest pause: for so long what is stale is shown after the upstream is back.
+const LONGEST_PAUSE: u64 = 5_000;
 
 impl Health {
     /// It answered, whatever it said.
@@ -479,7 +479,7 @@ mod tests {
         let health = Health::default();
         assert!(!health.is_failing());
         let mut now = 10_000_000;
-        for pause in [2000, 4000, 8000, 16_000, 30_000, 30_000] {
+        for pause in [1000, 2000, 4000, 5000, 5000] {
             health.failed(now);
             assert!(health.is_failing());
             assert!(!health.may_probe(now + pause - 1), "{pause}");

@@ -293,10 +293,18 @@ fn refuse(request: &Request<Incoming>) -> Option<StatusCode> {
         // RFC 9112, section 3.2, and RFC 9113, section 8.3.1: exactly one.
         let mut hosts = headers.get_all(header::HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return Some(StatusCode::BAD_REQUEST) };
+        if host.as_bytes().iter().any(|byte| byte.is_ascii_whitespace() || b"/?#@\\".contains(byte)) {
+            return Some(StatusCode::BAD_REQUEST);
+        }
         let named = request.uri().authority().filter(|_| request.version() == Version::HTTP_2);
         if named.is_some_and(|authority| !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes())) {
             return Some(StatusCode::BAD_REQUEST);
         }
+    }
+    // RFC 9112, section 6.1: no other coding is understood, and what is inside one would be taken for the content.
+    let coding = headers.get(header::TRANSFER_ENCODING);
+    if coding.is_some_and(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+        return Some(StatusCode::NOT_IMPLEMENTED);
     }
     // A GET with a body is of no use but to those who hope that somebody in between overlooks the body.
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);

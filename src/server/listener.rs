@@ -3,7 +3,8 @@
 //! A [`Handler`] sees requests that are whole, bounded and unambiguous; everything that a
 //! client can do to a connection before that is dealt with here and in `connection`. Limits are kept by `watch`, without a clock on the
 //! path of a request. When places or file descriptors run out, accepting pauses: clients wait in the kernel's queue,
-//! idle connections make room, nothing is dropped and nothing spins (hardening.md, row D7).
+//! idle connections and those that have asked nothing for a while make room, no request is dropped and nothing spins
+//! (hardening.md, rows C4 and D7).
 //!
 //! A listener may speak TLS ([`Bound::with_tls`]), and may hand its connections to threads of their own
 //! ([`Bound::with_workers`]). What is spoken on a connection is settled in `connection`.
@@ -98,6 +99,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// How long a client may take to send the head of a request while others wait for its place.
+    pub(super) fn haste(&self) -> Duration {
+        self.head / 10
+    }
+
     /// How often connections are looked at: often enough for the shortest limit.
     pub(super) fn tick(&self) -> Duration {
         let shortest = self.head.min(self.idle).min(self.stall);
@@ -253,7 +259,7 @@ async fn accept<H: Handler>(
     }
 }
 
-/// Waits until a connection ends, asking idle ones to.
+/// Waits until a connection ends, asking those to that do nothing.
 async fn wait_for_place(
     places: &Arc<Semaphore>,
     watchdog: &Watchdog,

@@ -169,7 +169,7 @@ struct Entry {
 #[derive(Default)]
 pub(super) struct Watchdog {
     entries: Mutex<Vec<Entry>>,
-    /// Set when connections have to wait for a free place: idle ones then make room.
+    /// Set when connections have to wait for a free place: idle ones, and those that ask nothing, then make room.
     pressed: AtomicBool,
 }
 
@@ -180,7 +180,7 @@ impl Watchdog {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
     }
 
-    /// Asks idle connections to make room.
+    /// Asks idle connections, and those that ask nothing, to make room.
     pub fn press(&self) {
         self.pressed.store(true, Relaxed);
     }
@@ -247,6 +247,8 @@ fn phase(activity: &Activity) -> Phase {
 /// A head has to be complete within its limit, so a tick is taken off: it began up to a tick before it was seen.
 fn judge(phase: Phase, lasted: Duration, limits: &Limits, pressed: bool) -> Verdict {
     let over = match phase {
+        // Where others wait for the place: who has something to ask has asked by then.
+        Phase::Fresh | Phase::Head(_) if pressed && lasted >= limits.haste() => true,
         Phase::Fresh | Phase::Head(_) => lasted + limits.tick() >= limits.head,
         Phase::Idle(_) if pressed && lasted >= limits.tick() => return Verdict::Drain,
         Phase::Idle(_) => lasted >= limits.idle,
@@ -438,6 +440,22 @@ mod tests {
         )
         .unwrap();
         assert_eq!((at, verdict), (5, Verdict::Drain));
+    }
+
+    #[test]
+    fn under_pressure_who_asks_nothing_makes_room_and_who_is_answered_stays() {
+        for bytes in [0, 1] {
+            let (at, verdict) = closed_at(|_, a| a.read(bytes), |second| second >= 5).unwrap();
+            assert_eq!((at, verdict), (5, Verdict::Close), "{bytes}");
+        }
+        let busy = |second, a: &Activity| {
+            if second == 0 {
+                a.read(10);
+                a.request_begun();
+            }
+        };
+        assert_eq!(closed_at(busy, |_| true), None);
+        assert_eq!(closed_at(|_, a| a.read(1), |second| second == 1), closed_at(|_, a| a.read(1), never), "too soon");
     }
 
     #[test]
