@@ -115,7 +115,9 @@ async fn info(arguments: Info) -> anyhow::Result<()> {
              cached, or nothing refers to it"
         );
     } else {
-        println!("kept {kept} in all; the published trees and local repositories would take {named} if they shared nothing");
+        println!(
+            "kept {kept} in all; the published trees and local repositories would take {named} if they shared nothing"
+        );
     }
     Ok(())
 }

@@ -191,6 +191,9 @@ async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked) -> Duration {
     if spec.suspend {
         return interval;
     }
+    if is_anothers(shared, &object, spec) {
+        return interval;
+    }
     if let Err(error) = shared.backend.claim(key).await {
         tracing::warn!(%key, %error, "cannot hold the object; it is tried again");
         return super::KEEP_AGAIN;
@@ -209,6 +212,17 @@ async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked) -> Duration {
         Err(Blocked::Apply(ApplyError::Canceled)) => AFTER_CANCEL,
         Err(_) => spec.retry_interval.as_ref().map_or(interval, |retry| jittered(retry.get())),
     }
+}
+
+/// Whether its source is not held here, so that it is left to Flux's kustomize-controller, as `larder migrate report` says:
+/// on a cluster a GitRepository that is not known here may well be one of Git. It wakes this when it becomes Larder's.
+fn is_anothers(shared: &Shared, object: &Object, spec: &KustomizationSpec) -> bool {
+    shared.backend.has_replicas()
+        && match held(&spec.source_ref.kind) {
+            None => true,
+            Some(Kind::GitRepository) => !shared.lock().objects.contains_key(&source_key(object, spec)),
+            Some(_) => false,
+        }
 }
 
 /// Brings up what the source has now; the artifact that it was.

@@ -223,11 +223,17 @@ async fn bring(
     budget: Budget,
 ) -> Result<Option<Arc<Obtained>>, Failure> {
     let is_current = desired.is_current(status, target);
+    let before = status.artifact.clone();
     if let Some(artifact) = &status.artifact {
         let (store, digest, key) = (shared.puller.store().clone(), artifact.digest, object.key.clone());
+        // What was taken from another replica has no tree; that one is not worth a pull by whoever leads next.
+        let may_lack_tree = shared.backend.has_replicas();
         let held = blocking::io(move || {
-            let held = store.get(&digest)?.is_some();
-            Ok::<_, StoreError>((held, held && store.tree_is_sound(&key.namespace, &key.name, &digest.hex())?))
+            let (hex, held) = (digest.hex(), store.get(&digest)?.is_some());
+            let published = held
+                && (store.tree_is_sound(&key.namespace, &key.name, &hex)?
+                    || (may_lack_tree && !store.trees(&key.namespace, &key.name)?.contains(&hex)));
+            Ok::<_, StoreError>((held, published))
         });
         let (held, published) = held.await.map_err(|e| Failure::storing(&e))?;
         if !held && artifact.is_larders() {
@@ -254,12 +260,15 @@ async fn bring(
     let path = desired.path(&object.key, &digest, obtained.chart.as_ref());
     shared.published.insert(&path, digest);
     publish_tree(shared, &object.key, &obtained).await?;
+    let as_before =
+        before.filter(|before| before.path == path && before.digest == digest && before.revision == revision);
     let artifact = Artifact {
         digest,
         url: format!("{}/{path}", shared.config.advertise),
         path,
         revision,
-        last_update_time: rfc3339(Timestamp::now()),
+        // Made anew it is no update, and nobody's write.
+        last_update_time: as_before.map_or_else(|| rfc3339(Timestamp::now()), |before| before.last_update_time),
         size: obtained.built.blob.len(),
         metadata: obtained.manifest.manifest.annotations.clone(),
     };

@@ -161,6 +161,37 @@ pub fn who_asks_for_a_pass_sees_undone_what_was_edited_before(api: &impl Kuberne
     }
 }
 
+pub fn what_takes_from_fluxs_sources_is_left_to_flux(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let git = object("GitRepository", "git", json!({ "url": "https://git.example.com/a", "interval": "1m" }));
+    let from = |kind: &str| {
+        let source = json!({ "kind": kind, "name": "git" });
+        kustomization(&format!("from-{}", kind.to_lowercase()), json!({ "sourceRef": source }))
+    };
+    let fluxs = ["GitRepository", "Bucket", "ExternalArtifact"].map(from);
+    api.create(&git);
+    fluxs.iter().for_each(|wanted| api.create(wanted));
+    source(&stage, &maps(&[("a", "1")]));
+    let ours = kustomization("app", json!({}));
+    api.create(&ours);
+    let larder = stage.serve(&[]);
+    stage.ready(&path_of(&ours));
+    for wanted in &fluxs {
+        let name = wanted["metadata"]["name"].as_str().expect("a name");
+        assert_eq!(larder.reconcile("Kustomization", NAMESPACE, name).status, 200);
+        let left = api.get(&path_of(wanted)).expect("still there");
+        assert!(left["metadata"]["finalizers"].is_null() && left["status"]["conditions"].is_null(), "{left}");
+        assert_eq!(api.events("Kustomization", name), [], "{name}");
+    }
+    // It is Larder's as soon as its source is.
+    api.delete(&path_of(&git));
+    let url = stage.oci_repository("git", "team/app", json!({}))["spec"]["url"].clone();
+    let oci = json!({ "url": url, "interval": "1m", "ref": { "tag": "latest" } });
+    api.create(&object("GitRepository", "git", oci));
+    let failed = stage.api.wait(&path_of(&fluxs[0]), |o| !condition_of(o, "Ready").is_null());
+    assert!(failed["metadata"]["finalizers"].is_array(), "{failed}");
+}
+
 pub fn sources_and_dependencies_are_waited_for(api: &impl Kubernetes) {
     let stage = Stage::new(api);
     let first = kustomization("first", json!({}));

@@ -316,6 +316,7 @@ macro_rules! behaviours {
                 what_is_no_longer_there_is_pruned_and_an_empty_artifact_prunes_all,
                 an_edit_is_undone_within_an_interval_and_looking_is_cheap,
                 who_asks_for_a_pass_sees_undone_what_was_edited_before,
+                what_takes_from_fluxs_sources_is_left_to_flux,
                 sources_and_dependencies_are_waited_for,
                 variables_come_from_the_spec_config_maps_and_secrets,
                 other_namespaces_can_be_forbidden,

@@ -73,12 +73,17 @@ pub fn every_replica_serves_and_the_second_leads_when_the_first_is_killed(api: &
     led_by(api, "two");
     let took = ended.elapsed();
     assert!(took < Duration::from_secs(20), "{took:?}");
+    let taken = stage.request(&path_of(&sources[0]), "2");
+    let time = "/status/artifact/lastUpdateTime";
+    assert_eq!(text(&taken, time), text(&newer, time), "who leads now has made nothing anew");
+    let pulled = two.metric("larder_upstream_requests_total", &[("kind", "blob_get")]);
+    assert_eq!(pulled, 0, "it holds what the leader had");
     stage.push("team/app", "latest", &files(&[("a.yaml", "3")]));
-    let third = stage.request(&path_of(&sources[0]), "2");
+    let third = stage.request(&path_of(&sources[0]), "3");
     assert_eq!(files_in(&fetch_artifact(&third))["a.yaml"], b"3");
     assert!(!text(&third, "/status/artifact/url").starts_with(&artifacts));
     let statuses = api.writes()[writes..].iter().filter(|line| line.ends_with("/status default/app")).count();
-    assert!(statuses <= 3, "its own address, the new revision, the token: {:?}", &api.writes()[writes..]);
+    assert!(statuses <= 4, "its own address, the new revision, two tokens: {:?}", &api.writes()[writes..]);
     let data = two.data.clone();
     assert_eq!(two.stop(), Some(0));
     eventually("the Lease to be given back", || {
