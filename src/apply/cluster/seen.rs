@@ -22,6 +22,8 @@ use crate::apply::{
 
 /// How long a list that nobody asks for is kept.
 const FORGET: Duration = Duration::from_secs(600);
+/// How soon a list may follow the one before: who asks meanwhile shares it.
+const GATHER: Duration = Duration::from_millis(100);
 
 /// An object's metadata, as far as it counts.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -156,6 +158,9 @@ impl Snapshots {
         let mut held = slot.lock().await;
         if let Some(snapshot) = held.as_ref().filter(|s| s.begun >= since) {
             return Ok(Some(Arc::clone(snapshot)));
+        }
+        if let Some(before) = &*held {
+            tokio::time::sleep_until(before.begun + GATHER).await;
         }
         let begun = Instant::now();
         let mut objects = HashMap::new();
