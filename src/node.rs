@@ -30,7 +30,8 @@ use crate::{
     config::{Address, Config, Feature, HostPort},
     mirror::Mirror,
     objects::{
-        Backend, BackendError, BoxFuture, Change, Event, Key, Listing, Object, SecretObject, ServiceAccount, Status,
+        Backend, BackendError, BoxFuture, Change, Event, Key, Listing, Object, References, SecretObject,
+        ServiceAccount, Status,
     },
     oci,
     pull::{PullError, Puller},
@@ -432,16 +433,7 @@ impl Control for Controls {
 /// No objects at all: a daemon that only serves its registry.
 struct Nothing;
 
-impl Backend for Nothing {
-    fn changes(&self) -> mpsc::Receiver<Change> {
-        let (send, receive) = mpsc::channel(1);
-        tokio::spawn(async move {
-            let _ = send.send(Change::Synced).await;
-            send.closed().await;
-        });
-        receive
-    }
-
+impl References for Nothing {
     fn secret<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Option<Arc<SecretObject>>, BackendError>> {
         Box::pin(async { Ok(None) })
     }
@@ -452,6 +444,21 @@ impl Backend for Nothing {
         _: &'a str,
     ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>> {
         Box::pin(async { Ok(None) })
+    }
+}
+
+impl Backend for Nothing {
+    fn changes(&self) -> mpsc::Receiver<Change> {
+        let (send, receive) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let _ = send.send(Change::Synced).await;
+            send.closed().await;
+        });
+        receive
+    }
+
+    fn references(&self) -> &dyn References {
+        self
     }
 
     fn patch_status<'a>(&'a self, _: &'a Key, _: &'a Status) -> BoxFuture<'a, Result<(), BackendError>> {

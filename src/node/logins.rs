@@ -22,6 +22,8 @@ impl fmt::Debug for Accounts {
 
 impl AccountTokens for Accounts {
     fn token<'a>(&'a self, namespace: &'a str, name: &'a str, audiences: &'a [String]) -> AccountToken<'a> {
-        Box::pin(async move { self.0.service_account_token(namespace, name, audiences).await.map_err(Into::into) })
+        Box::pin(async move {
+            self.0.references().service_account_token(namespace, name, audiences).await.map_err(Into::into)
+        })
     }
 }

@@ -46,8 +46,8 @@ use self::{
     watch::Watch,
 };
 use super::{
-    Backend, BackendError, BoxFuture, Change, ConfigMap, DocumentError, Event, Key, Listing, Object, SecretObject,
-    ServiceAccount, Status, log_event,
+    Backend, BackendError, BoxFuture, Change, ConfigMap, DocumentError, Event, Key, Listing, Object, References,
+    SecretObject, ServiceAccount, Status, log_event,
     manifest::{Content, DependencyKind},
     shown::shown,
 };
@@ -363,13 +363,7 @@ impl Inner {
     }
 }
 
-impl Backend for Directory {
-    fn changes(&self) -> mpsc::Receiver<Change> {
-        let taken = self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // A second caller gets a receiver whose sender is gone: no changes, and no panic.
-        taken.unwrap_or_else(|| mpsc::channel(1).1)
-    }
-
+impl References for Directory {
     fn secret<'a>(
         &'a self,
         namespace: &'a str,
@@ -404,6 +398,18 @@ impl Backend for Directory {
             _ => None,
         });
         Box::pin(std::future::ready(Ok(found)))
+    }
+}
+
+impl Backend for Directory {
+    fn changes(&self) -> mpsc::Receiver<Change> {
+        let taken = self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A second caller gets a receiver whose sender is gone: no changes, and no panic.
+        taken.unwrap_or_else(|| mpsc::channel(1).1)
+    }
+
+    fn references(&self) -> &dyn References {
+        self
     }
 
     fn forget<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {

@@ -322,32 +322,13 @@ pub enum Leadership {
     Leaderless,
 }
 
-/// Where objects come from and their statuses go: a directory or a cluster.
-pub trait Backend: Send + Sync + 'static {
-    /// The changes, from the first object on. Called once.
-    fn changes(&self) -> tokio::sync::mpsc::Receiver<Change>;
-    /// Whether this process writes, as it changes.
-    fn leadership(&self) -> tokio::sync::watch::Receiver<Leadership> {
-        tokio::sync::watch::channel(Leadership::Leading).1
-    }
-    /// Whether other processes may serve what this one does.
-    fn has_replicas(&self) -> bool {
-        false
-    }
-    /// Whether changes of Secrets, ServiceAccounts and ConfigMaps are told; else they are asked for again in every pass.
-    fn tells_of_references(&self) -> bool {
+/// What objects refer to: Secrets, ServiceAccounts and ConfigMaps of their own namespaces.
+pub trait References: Send + Sync {
+    /// Whether their changes are told ([`Change::Dependency`]); else they are asked for again in every pass.
+    fn are_told(&self) -> bool {
         true
     }
-    /// Gives back, at an orderly end, what another process would wait for.
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
-    }
-    /// Holds an object back from vanishing before [`Backend::forget`]; to be called before anything is made for it.
-    fn claim<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {
-        let _ = key;
-        Box::pin(async { Ok(()) })
-    }
-    /// A Secret by name, in the object's own namespace.
+    /// A Secret by name.
     fn secret<'a>(
         &'a self,
         namespace: &'a str,
@@ -380,6 +361,31 @@ pub trait Backend: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Option<Arc<ConfigMap>>, BackendError>> {
         let _ = (namespace, name);
         Box::pin(async { Ok(None) })
+    }
+}
+
+/// Where objects come from and their statuses go: a directory or a cluster.
+pub trait Backend: Send + Sync + 'static {
+    /// The changes, from the first object on. Called once.
+    fn changes(&self) -> tokio::sync::mpsc::Receiver<Change>;
+    /// Whether this process writes, as it changes.
+    fn leadership(&self) -> tokio::sync::watch::Receiver<Leadership> {
+        tokio::sync::watch::channel(Leadership::Leading).1
+    }
+    /// Whether other processes may serve what this one does.
+    fn has_replicas(&self) -> bool {
+        false
+    }
+    /// What objects refer to.
+    fn references(&self) -> &dyn References;
+    /// Gives back, at an orderly end, what another process would wait for.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+    /// Holds an object back from vanishing before [`Backend::forget`]; to be called before anything is made for it.
+    fn claim<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {
+        let _ = key;
+        Box::pin(async { Ok(()) })
     }
     /// Says that everything that an object left behind is gone, after a [`Change::Deleted`]: what the backend kept
     /// of it goes too. Of no effect for an object that is there.

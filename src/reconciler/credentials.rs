@@ -65,7 +65,7 @@ pub(super) async fn find(
         secrets.push(("secretRef".to_string(), secret(shared, object, "secretRef", named).await?, named.to_string()));
     }
     if let Some(account) = asked.service_account {
-        let found = shared.backend.service_account(&object.key.namespace, account).await;
+        let found = shared.backend.references().service_account(&object.key.namespace, account).await;
         let found = found.map_err(|e| Refused::authentication(format!("spec.serviceAccountName: {e}")))?;
         let found = match found {
             Some(found) => found,

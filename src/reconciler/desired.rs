@@ -314,7 +314,7 @@ pub(super) async fn secret(
         let message = format!("spec.{field}: {name:?} is not the name of a Secret in this object's own namespace");
         return Err(Refused::authentication(message));
     }
-    match shared.backend.secret(&object.key.namespace, name).await {
+    match shared.backend.references().secret(&object.key.namespace, name).await {
         Ok(Some(secret)) => Ok(secret),
         Ok(None) => {
             let message = format!("spec.{field}: Secret '{}/{name}' not found", object.key.namespace);

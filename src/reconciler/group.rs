@@ -187,7 +187,7 @@ async fn run(shared: Arc<Shared>, group: Arc<Group>) {
             }
         }
         let is_due = Instant::now() >= due;
-        if is_due && !shared.backend.tells_of_references() {
+        if is_due && !shared.backend.references().are_told() {
             Box::pin(refresh(&shared, &group)).await;
         }
         let mut place = shared.lanes(&group.route.way.endpoint.registry).enter(hung).await;

@@ -188,10 +188,7 @@ async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked) -> Duration {
         Some(_) => cluster::due(spec.interval.get()),
         None => jittered(spec.interval.get()),
     };
-    if spec.suspend {
-        return interval;
-    }
-    if is_anothers(shared, &object, spec) {
+    if spec.suspend || is_anothers(shared, &object, spec) {
         return interval;
     }
     if let Err(error) = shared.backend.claim(key).await {
@@ -342,14 +339,14 @@ async fn variables(
         };
         let away = |error: BackendError| failed(&chain(&error), error.class());
         let found = match from.kind.as_str() {
-            "ConfigMap" => match shared.backend.config_map(namespace, &from.name).await.map_err(away)? {
+            "ConfigMap" => match shared.backend.references().config_map(namespace, &from.name).await.map_err(away)? {
                 Some(map) => {
                     map.data.iter().for_each(|(name, value)| variables.set(name, value));
                     true
                 }
                 None => false,
             },
-            "Secret" => match shared.backend.secret(namespace, &from.name).await.map_err(away)? {
+            "Secret" => match shared.backend.references().secret(namespace, &from.name).await.map_err(away)? {
                 Some(secret) => {
                     secret.data.iter().for_each(|(name, value)| variables.set(name, value.expose()));
                     true

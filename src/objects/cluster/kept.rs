@@ -24,7 +24,7 @@ use crate::{
     blocking,
     digest::Digest,
     objects::{
-        Key, Kind, Object,
+        Key, Kind,
         directory::record::{Record, Records},
         manifest,
     },
@@ -52,14 +52,13 @@ impl Keeper {
     pub fn open(data: &Path, kinds: &[Kind]) -> io::Result<(Self, Vec<Known>)> {
         let records = Records::new(data);
         let (mut recalled, mut stale, mut named) = (Vec::new(), BTreeSet::new(), HashMap::new());
-        // One with a file is a directory's.
-        for (key, record) in records.load()?.into_iter().filter(|(_, record)| record.file.is_empty()) {
+        for (key, record) in records.load()?.into_iter().filter(|(_, record)| record.is_of_cluster()) {
             let spec = manifest::typed_spec(key.kind, &record.spec);
             match spec.ok().filter(|_| kinds.contains(&key.kind) && is_kept(key.kind)) {
                 Some(spec) => {
                     named.insert(key.clone(), record.status.artifact.as_ref().map(|a| a.digest));
-                    let object = Object { key, metadata: record.metadata, spec, raw_spec: record.spec };
-                    recalled.push(Known { object: Arc::new(object), status: record.status, version: String::new() });
+                    let object = Arc::new(record.object(&key, spec));
+                    recalled.push(Known { object, status: record.status, version: String::new() });
                 }
                 None => _ = stale.insert(key),
             }
@@ -126,12 +125,7 @@ pub async fn keep(inner: Arc<Inner>, keeper: Arc<Keeper>, mut stop: watch::Recei
         let keys = keeper.take();
         let changes: Vec<(Key, Option<Record>)> = {
             let state = inner.state();
-            let record = |known: &Known| Record {
-                file: String::new(),
-                metadata: known.object.metadata.clone(),
-                spec: known.object.raw_spec.clone(),
-                status: known.status.clone(),
-            };
+            let record = |known: &Known| Record::of_cluster(&known.object, known.status.clone());
             keys.into_iter().map(|key| (key.clone(), state.objects.get(&key).map(record))).collect()
         };
         let writing = Arc::clone(&keeper);

@@ -19,22 +19,23 @@ mod events;
 mod kept;
 mod known;
 mod lease;
+mod references;
 mod watch;
 mod write;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use http::{Method, header};
 use kube::api::DynamicObject;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{
     sync::{mpsc, watch as channel},
     task::JoinHandle,
@@ -44,17 +45,12 @@ pub use self::{check::SetupError, events::Notifications};
 use self::{events::EventSink, kept::Keeper, known::Known};
 pub(super) use self::{known::read_status, write::difference};
 use super::{
-    Backend, BackendError, BoxFuture, Change, ConfigMap, DocumentError, Event, Key, Kind, Leadership, Listing, Object,
-    SecretObject, ServiceAccount, Status,
+    Backend, BackendError, BoxFuture, Change, DocumentError, Event, Key, Kind, Leadership, Listing, Object, References,
+    Status,
     api::{CallError, Calls, Identity, read, segment},
-    manifest::{self, Content, Declared},
     shown::shown,
 };
-use crate::{
-    blocking,
-    class::{Class, chain},
-    secret::Secret,
-};
+use crate::{blocking, class::chain};
 
 /// Who writes, in `managedFields` and events.
 pub const MANAGER: &str = "larder";
@@ -62,16 +58,10 @@ pub const MANAGER: &str = "larder";
 const FINALIZER: &str = "finalizers.fluxcd.io";
 /// Changes that wait for the reconciler.
 const QUEUE: usize = 1024;
-/// How long a Secret, ServiceAccount or ConfigMap that was read counts as current.
-const FRESH: Duration = Duration::from_secs(10);
-
 /// How long a start waits for the API server where it has something to serve without it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How soon a cluster on which Larder cannot work is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
-
-/// How long a ServiceAccount's token is good: as short as an API server allows; it is exchanged at once.
-const TOKEN_LIFE: Duration = Duration::from_secs(600);
 
 /// How to work on a cluster.
 #[derive(Clone, Debug)]
@@ -115,7 +105,7 @@ struct Inner {
     missing: AtomicUsize,
     leadership: channel::Receiver<Leadership>,
     events: EventSink,
-    references: Mutex<References>,
+    references: Mutex<references::Recent>,
     keeper: Option<Arc<Keeper>>,
 }
 
@@ -123,26 +113,6 @@ struct Inner {
 struct State {
     objects: BTreeMap<Key, Known>,
     errors: BTreeMap<Key, DocumentError>,
-}
-
-/// What was read a moment ago: kind, namespace, name; when, what.
-type References = HashMap<(Reference, String, String), (Instant, Content)>;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Reference {
-    Secret,
-    ServiceAccount,
-    ConfigMap,
-}
-
-impl Reference {
-    const fn plural(self) -> &'static str {
-        match self {
-            Self::Secret => "secrets",
-            Self::ServiceAccount => "serviceaccounts",
-            Self::ConfigMap => "configmaps",
-        }
-    }
 }
 
 impl Cluster {
@@ -279,67 +249,6 @@ impl Inner {
         *self.leadership.borrow() == Leadership::Leading
     }
 
-    /// What an object refers to, as it is now or was a moment ago.
-    async fn reference(&self, kind: Reference, namespace: &str, name: &str) -> Result<Option<Content>, BackendError> {
-        let key = (kind, namespace.to_owned(), name.to_owned());
-        {
-            let mut known = self.references.lock().unwrap_or_else(PoisonError::into_inner);
-            known.retain(|_, (since, _)| since.elapsed() < FRESH);
-            if let Some((_, content)) = known.get(&key) {
-                return Ok(Some(content.clone()));
-            }
-        }
-        let path = format!("/api/v1/namespaces/{}/{}/{}", segment(namespace), kind.plural(), segment(name));
-        let Some(mut found) = self.get(&path).await.map_err(|e| BackendError::api("read", kind.plural(), &e))? else {
-            return Ok(None);
-        };
-        if let Some(of) = found.as_object_mut() {
-            let name = match kind {
-                Reference::Secret => "Secret",
-                Reference::ServiceAccount => "ServiceAccount",
-                Reference::ConfigMap => "ConfigMap",
-            };
-            of.insert("kind".into(), name.into());
-            of.insert("apiVersion".into(), "v1".into());
-        }
-        match manifest::read(&found).pop() {
-            Some((_, Declared::Item { content, .. })) => {
-                let mut known = self.references.lock().unwrap_or_else(PoisonError::into_inner);
-                known.insert(key, (Instant::now(), content.clone()));
-                Ok(Some(content))
-            }
-            Some((_, Declared::Faulty { error, .. })) => {
-                let class = if kind == Reference::ConfigMap { Class::Spec } else { Class::Auth };
-                Err(BackendError::Call { message: error, class })
-            }
-            _ => Err(BackendError::Api("the API server's answer is something else".into())),
-        }
-    }
-
-    /// A fresh token of a ServiceAccount (TokenRequest, `authentication.k8s.io/v1`); `None` where there is no such account.
-    async fn token(&self, namespace: &str, name: &str, audiences: &[String]) -> Result<Option<Secret>, BackendError> {
-        let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}/token", segment(namespace), segment(name));
-        let request = json!({
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-            "spec": {"audiences": audiences, "expirationSeconds": TOKEN_LIFE.as_secs()},
-        });
-        let headers = [(header::ACCEPT, "application/json"), (header::CONTENT_TYPE, "application/json")];
-        let body = request.to_string();
-        let issued = self.calls.call(&Method::POST, &path, &Identity::default(), &headers, body.as_bytes()).await;
-        let failed = |error: CallError| BackendError::api("get a token of", "the ServiceAccount", &error);
-        match issued {
-            Ok((_, body)) => {
-                let answer: Value = read(&body).map_err(failed)?;
-                match answer["status"]["token"].as_str() {
-                    Some(token) => Ok(Some(Secret::new(token))),
-                    None => Err(BackendError::Api("the API server's answer holds no token".into())),
-                }
-            }
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(failed(error)),
-        }
-    }
-
     /// A document; `None` where there is none.
     async fn get(&self, path: &str) -> Result<Option<Value>, CallError> {
         let headers = [(header::ACCEPT, "application/json")];
@@ -395,59 +304,8 @@ impl Backend for Cluster {
         true
     }
 
-    fn tells_of_references(&self) -> bool {
-        false
-    }
-
-    fn secret<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<SecretObject>>, BackendError>> {
-        Box::pin(async move {
-            let found = self.inner.reference(Reference::Secret, namespace, name).await?;
-            Ok(found.and_then(|content| match content {
-                Content::Secret(secret) => Some(secret),
-                _ => None,
-            }))
-        })
-    }
-
-    fn service_account<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>> {
-        Box::pin(async move {
-            let found = self.inner.reference(Reference::ServiceAccount, namespace, name).await?;
-            Ok(found.and_then(|content| match content {
-                Content::ServiceAccount(account) => Some(account),
-                _ => None,
-            }))
-        })
-    }
-
-    fn service_account_token<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-        audiences: &'a [String],
-    ) -> BoxFuture<'a, Result<Option<Secret>, BackendError>> {
-        Box::pin(self.inner.token(namespace, name, audiences))
-    }
-
-    fn config_map<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<ConfigMap>>, BackendError>> {
-        Box::pin(async move {
-            let found = self.inner.reference(Reference::ConfigMap, namespace, name).await?;
-            Ok(found.and_then(|content| match content {
-                Content::ConfigMap(map) => Some(map),
-                _ => None,
-            }))
-        })
+    fn references(&self) -> &dyn References {
+        self
     }
 
     fn claim<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {

@@ -226,12 +226,7 @@ pub(super) fn apply(
 /// What a record says was desired.
 fn revive(key: &Key, record: &Record, spec: Spec) -> Known {
     Known {
-        object: Arc::new(Object {
-            key: key.clone(),
-            metadata: record.metadata.clone(),
-            spec,
-            raw_spec: record.spec.clone(),
-        }),
+        object: Arc::new(record.object(key, spec)),
         status: record.status.clone(),
         file: record.file.as_str().into(),
         durable: true,

@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::objects::{Key, Kind, Metadata, Status, schema::check_dns};
+use crate::objects::{Key, Kind, Metadata, Object, Spec, Status, schema::check_dns};
 
 /// What is kept of an object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,24 @@ pub struct Record {
     /// The status.
     #[serde(default)]
     pub status: Status,
+}
+
+impl Record {
+    /// Of an object of a cluster.
+    pub fn of_cluster(object: &Object, status: Status) -> Self {
+        let file = String::new();
+        Self { file, metadata: object.metadata.clone(), spec: object.raw_spec.clone(), status }
+    }
+
+    /// Whether it is of an object of a cluster, which no file declares.
+    pub fn is_of_cluster(&self) -> bool {
+        self.file.is_empty()
+    }
+
+    /// The object as it was last told; `spec` is its spec as its kind's type.
+    pub fn object(&self, key: &Key, spec: Spec) -> Object {
+        Object { key: key.clone(), metadata: self.metadata.clone(), spec, raw_spec: self.spec.clone() }
+    }
 }
 
 /// The folder of all records.

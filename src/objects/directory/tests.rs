@@ -142,11 +142,11 @@ async fn the_users_documents_work_as_they_stand() {
     assert_eq!((spec.path.as_deref(), spec.prune, spec.validation.as_deref()), (Some("./"), true, Some("client")));
     assert!(matches!(changes.recv().await.unwrap(), Change::Synced));
 
-    let secret = bench.backend().secret("flux-system", "oci-registry-credentials").await.unwrap().unwrap();
+    let secret = bench.backend().references().secret("flux-system", "oci-registry-credentials").await.unwrap().unwrap();
     assert_eq!(secret.kind, "kubernetes.io/dockerconfigjson");
     let config: Value = serde_json::from_str(secret.data[".dockerconfigjson"].expose()).unwrap();
     assert_eq!(config["auths"]["your-registry.example.com"]["username"], "your-username");
-    assert_eq!(bench.backend().secret("default", "oci-registry-credentials").await.unwrap(), None);
+    assert_eq!(bench.backend().references().secret("default", "oci-registry-credentials").await.unwrap(), None);
 
     let listing = bench.list().await;
     let items = listing.values();
@@ -407,15 +407,15 @@ async fn what_objects_refer_to_is_kept_in_memory_only() {
     };
     bench.write("a.yaml", &documents("hunter2"));
     assert_eq!(bench.start().await, ["+OCIRepository/default/a 1 -1"]);
-    let account = bench.backend().service_account("default", "sa").await.unwrap().unwrap();
+    let account = bench.backend().references().service_account("default", "sa").await.unwrap().unwrap();
     assert_eq!(account.image_pull_secrets, ["s"]);
     assert_eq!(account.annotations["role"], "r");
-    let token = bench.backend().service_account_token("default", "sa", &[]).await;
+    let token = bench.backend().references().service_account_token("default", "sa", &[]).await;
     assert!(token.unwrap_err().to_string().contains("there is no cluster here"));
-    assert_eq!(bench.backend().config_map("default", "c").await.unwrap().unwrap().data["a"], "b");
+    assert_eq!(bench.backend().references().config_map("default", "c").await.unwrap().unwrap().data["a"], "b");
     bench.write("a.yaml", &documents("hunter22"));
     assert_eq!(bench.reload().await, ["~default/s"]);
-    let secret = bench.backend().secret("default", "s").await.unwrap().unwrap();
+    let secret = bench.backend().references().secret("default", "s").await.unwrap().unwrap();
     assert_eq!(secret.data["password"].expose(), "hunter22");
     assert!(!format!("{secret:?}").contains("hunter2"));
     // Broken: the last good one stays, and the message tells nothing.

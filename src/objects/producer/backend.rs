@@ -1,17 +1,13 @@
 //! The producer as a backend: what it is around, with what is published.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use serde_json::{Value, value::RawValue};
 use tokio::sync::{mpsc, watch};
 
 use super::Producer;
-use crate::{
-    objects::{
-        Backend, BackendError, BoxFuture, Change, ConfigMap, Event, Key, Leadership, Listing, Object, SecretObject,
-        ServiceAccount, Status,
-    },
-    secret::Secret,
+use crate::objects::{
+    Backend, BackendError, BoxFuture, Change, Event, Key, Leadership, Listing, Object, References, Status,
 };
 
 impl Backend for Producer {
@@ -29,8 +25,8 @@ impl Backend for Producer {
         self.inner.backend.has_replicas()
     }
 
-    fn tells_of_references(&self) -> bool {
-        self.inner.backend.tells_of_references()
+    fn references(&self) -> &dyn References {
+        self.inner.backend.references()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -40,39 +36,6 @@ impl Backend for Producer {
 
     fn claim<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {
         self.inner.backend.claim(key)
-    }
-
-    fn secret<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<SecretObject>>, BackendError>> {
-        self.inner.backend.secret(namespace, name)
-    }
-
-    fn service_account<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>> {
-        self.inner.backend.service_account(namespace, name)
-    }
-
-    fn service_account_token<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-        audiences: &'a [String],
-    ) -> BoxFuture<'a, Result<Option<Secret>, BackendError>> {
-        self.inner.backend.service_account_token(namespace, name, audiences)
-    }
-
-    fn config_map<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<ConfigMap>>, BackendError>> {
-        self.inner.backend.config_map(namespace, name)
     }
 
     fn forget<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {

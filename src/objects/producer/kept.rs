@@ -19,13 +19,11 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     blocking,
     objects::{
-        Backend, BackendError, BoxFuture, Change, ConfigMap, Event, Key, Leadership, Listing, Object, SecretObject,
-        ServiceAccount, Status,
+        Backend, BackendError, BoxFuture, Change, Event, Key, Leadership, Listing, Object, References, Status,
         directory::record::{Record, Records},
         log_event, manifest,
         shown::shown,
     },
-    secret::Secret,
 };
 
 /// Changes that wait for the reconciler.
@@ -106,7 +104,7 @@ impl Inner {
             let change = match change {
                 Change::Applied(object, _) => {
                     let kept = records.get(&object.key);
-                    if kept.is_some_and(|record| is_recalled(record) && record.metadata.uid != object.metadata.uid)
+                    if kept.is_some_and(|record| record.is_of_cluster() && record.metadata.uid != object.metadata.uid)
                         && sender.send(Change::Deleted(object.key.clone())).await.is_err()
                     {
                         return;
@@ -139,10 +137,9 @@ impl Inner {
     fn recall(&self, records: &BTreeMap<Key, Record>) -> Vec<(Arc<Object>, Status)> {
         let mut state = self.state();
         let mut recalled = Vec::new();
-        for (key, record) in records.iter().filter(|(_, record)| is_recalled(record)) {
+        for (key, record) in records.iter().filter(|(_, record)| record.is_of_cluster()) {
             let Ok(spec) = manifest::typed_spec(key.kind, &record.spec) else { continue };
-            let (metadata, raw_spec) = (record.metadata.clone(), record.spec.clone());
-            let object = Arc::new(Object { key: key.clone(), metadata, spec, raw_spec });
+            let object = Arc::new(record.object(key, spec));
             let known = Known { object: Arc::clone(&object), status: record.status.clone(), kept: true };
             state.insert(key.clone(), known);
             recalled.push((object, record.status.clone()));
@@ -182,7 +179,7 @@ impl Inner {
                 tracing::warn!(%key, %error, "whether the object is still there is not known; it stays as it was")
             }
         }
-        let object = Arc::new(Object { key, metadata: record.metadata, spec, raw_spec: record.spec });
+        let object = Arc::new(record.object(&key, spec));
         let known = Known { object: Arc::clone(&object), status: record.status.clone(), kept: true };
         self.state().insert(object.key.clone(), known);
         Change::Applied(object, Box::new(record.status))
@@ -192,12 +189,7 @@ impl Inner {
         let _turn = self.turn(key).await;
         let record = match self.state().get(key) {
             Some(known) if known.kept && known.status == *status => return Ok(()),
-            Some(known) => Record {
-                file: String::new(),
-                metadata: known.object.metadata.clone(),
-                spec: known.object.raw_spec.clone(),
-                status: status.clone(),
-            },
+            Some(known) => Record::of_cluster(&known.object, status.clone()),
             None => return Ok(()),
         };
         let (records, of) = (self.records.clone(), key.clone());
@@ -233,11 +225,6 @@ impl Inner {
     }
 }
 
-/// One with a file is a directory's.
-fn is_recalled(record: &Record) -> bool {
-    record.file.is_empty()
-}
-
 impl Backend for Kept {
     fn changes(&self) -> mpsc::Receiver<Change> {
         let taken = self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -253,45 +240,12 @@ impl Backend for Kept {
         self.inner.backend.has_replicas()
     }
 
-    fn tells_of_references(&self) -> bool {
-        self.inner.backend.tells_of_references()
+    fn references(&self) -> &dyn References {
+        self.inner.backend.references()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
         self.inner.backend.close()
-    }
-
-    fn secret<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<SecretObject>>, BackendError>> {
-        self.inner.backend.secret(namespace, name)
-    }
-
-    fn service_account<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<ServiceAccount>, BackendError>> {
-        self.inner.backend.service_account(namespace, name)
-    }
-
-    fn service_account_token<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-        audiences: &'a [String],
-    ) -> BoxFuture<'a, Result<Option<Secret>, BackendError>> {
-        self.inner.backend.service_account_token(namespace, name, audiences)
-    }
-
-    fn config_map<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<ConfigMap>>, BackendError>> {
-        self.inner.backend.config_map(namespace, name)
     }
 
     fn forget<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {
