@@ -331,13 +331,13 @@ impl Profile {
         permission: Permission,
     ) -> Result<(TcpStream, IpAddr), RegistryError> {
         let (host, port) = (target.host.as_str(), target.port);
-        let api = self.api_addresses(port).await;
         if let Some(address) = literal(host) {
-            self.check(target, address, permission, &api)?;
+            self.check(target, address, permission, &self.api_addresses(port).await)?;
             let stream = open(SocketAddr::new(address, port)).await;
             return stream.map(|s| (s, address)).map_err(|error| unreachable_because(target, NO_CONNECTION, error));
         }
-        let found = tokio::net::lookup_host((host, port)).await;
+        // Side by side: nobody waits for one name longer because of the other.
+        let (api, found) = tokio::join!(self.api_addresses(port), tokio::net::lookup_host((host, port)));
         let found: Vec<SocketAddr> = match found {
             Ok(found) => found.collect(),
             Err(error) => {

@@ -1,8 +1,8 @@
 //! `larder mirror check`: does a client's pull reach the mirror?
 //!
-//! Files first, then the mirror itself as containerd would ask it, and whether it reaches its upstreams, then containerd: what its configuration says, and
-//! with `--image` a pull by it, during which the mirror must have been called. A containerd that does not run here is
-//! not judged.
+//! Files first, then the mirror itself as containerd would ask it, and whether it reaches its upstreams, then containerd:
+//! what its configuration says, and with `--image` a pull by it, during which the mirror must have been called. A
+//! containerd that does not run here is not judged.
 
 use std::{
     path::{Path, PathBuf},

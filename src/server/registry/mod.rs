@@ -5,8 +5,8 @@
 //! of a manifest are stored and served. Failures carry the spec's error bodies; this listener answers 503 where
 //! something is amiss here, so that a container runtime goes on to its next host, and never 429, 502 or 504.
 //!
-//! `access` tells who may do what, `content` reads what is sent, `uploads` holds what is being pushed, `manifests` what is done with manifests; this
-//! file tells who is asked.
+//! `access` tells who may do what, `content` reads what is sent, `uploads` holds what is being pushed, `manifests` what is
+//! done with manifests; this file tells who is asked.
 
 pub mod access;
 mod content;
