@@ -247,9 +247,14 @@ pub fn what_is_suspended_rests_and_its_objects_stay_when_it_is_deleted(api: &imp
     let wanted = kustomization("app", json!({}));
     let path = path_of(&wanted);
     api.create(&wanted);
-    let _larder = stage.serve(&[]);
+    let larder = stage.serve(&[]);
     stage.ready(&path);
     api.patch(&path, &json!({ "spec": { "suspend": true } }));
+    // Kinds are watched side by side: the source's news must not come before this.
+    eventually("the reconciler to know that it is suspended", || {
+        let answer = larder.reconcile("Kustomization", NAMESPACE, "app");
+        if answer.status == 409 { Ok(()) } else { Err(answer.text()) }
+    });
     stage.push("team/app", "latest", &maps(&[("a", "2")]));
     stage.request(&origin, "1");
     std::thread::sleep(Duration::from_millis(1500));
