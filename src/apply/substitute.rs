@@ -12,15 +12,24 @@
 //!
 //! A variable that is not set is an error unless its expression has a default.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use crate::secret::Secret;
 
 /// How deep expressions may nest.
 const MAX_DEPTH: usize = 32;
+/// A Secret's value that is shorter, in bytes, keeps nothing to itself, and would hide letters of any text.
+const MIN_HIDDEN: usize = 4;
 
 /// What the variables are; never shown, since a part of them may come from Secrets.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Variables {
     values: BTreeMap<String, String>,
+    /// The values of Secrets, as they are and as Go quotes them.
+    hidden: BTreeSet<String>,
 }
 
 impl fmt::Debug for Variables {
@@ -33,6 +42,27 @@ impl Variables {
     /// Sets a variable; a later value wins. Line feeds are left out, as in Flux: a value stands within one line of YAML.
     pub fn set(&mut self, name: &str, value: &str) {
         self.values.insert(name.to_owned(), value.replace('\n', ""));
+    }
+
+    /// Sets a variable that comes from a Secret.
+    pub fn set_secret(&mut self, name: &str, value: &Secret) {
+        self.set(name, value.expose());
+        for line in value.expose().split('\n').map(str::trim).filter(|line| line.len() >= MIN_HIDDEN) {
+            let quoted = format!("{line:?}");
+            self.hidden.insert(quoted[1..quoted.len() - 1].to_owned());
+            self.hidden.insert(line.to_owned());
+        }
+        if let Some(value) = self.values.get(name).filter(|value| value.len() >= MIN_HIDDEN) {
+            self.hidden.insert(value.clone());
+        }
+    }
+
+    /// `text` without the values of Secrets: who refuses an object quotes what stands in it.
+    pub fn hide(&self, text: &str) -> String {
+        // The longest first: one may be a part of another.
+        let mut hidden: Vec<&String> = self.hidden.iter().collect();
+        hidden.sort_by_key(|value| std::cmp::Reverse(value.len()));
+        hidden.into_iter().fold(text.to_owned(), |text, value| text.replace(value.as_str(), "[redacted]"))
     }
 
     /// Whether there are none.
@@ -349,6 +379,23 @@ mod tests {
             variables.set(name, value);
         }
         variables
+    }
+
+    #[test]
+    fn what_comes_from_a_secret_is_hidden_however_it_is_quoted() {
+        let mut variables = variables();
+        variables.set_secret("password", &Secret::new("hunter2\n"));
+        variables.set_secret("pair", &Secret::new("say \"hi\"\nhunter2-too"));
+        variables.set_secret("short", &Secret::new("on"));
+        for (text, shown) in [
+            ("Invalid value: \"hunter2\": must be a number", "Invalid value: \"[redacted]\": must be a number"),
+            ("hunter2-too and hunter2", "[redacted] and [redacted]"),
+            (r#"quoted \"say \"hi\"\", plain say "hi""#, r#"quoted \"[redacted]\", plain [redacted]"#),
+            ("joined say \"hi\"hunter2-too", "joined [redacted]"),
+            ("world on a short", "world on a short"),
+        ] {
+            assert_eq!(variables.hide(text), shown);
+        }
     }
 
     #[test]

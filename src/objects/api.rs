@@ -49,6 +49,7 @@ impl CallError {
             Self::Refused { code: 401 | 403, .. } => Class::Auth,
             Self::Refused { code: 404 | 410, .. } => Class::NotFound,
             Self::Refused { code: 429, .. } => Class::Rate,
+            Self::Refused { .. } if self.is_misfit() => Class::Layer,
             Self::Refused { code: 500.., .. } | Self::Away(_) => Class::Net,
             Self::Refused { .. } => Class::Layer,
             Self::Unreadable(_) => Class::Proto,
@@ -82,7 +83,33 @@ impl CallError {
 
     /// Whether the same call may come through a moment later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Refused { code: 429 | 500 | 502 | 503 | 504, .. } | Self::Away(_))
+        matches!(self, Self::Refused { code: 429 | 500 | 502 | 503 | 504, .. } | Self::Away(_)) && !self.is_misfit()
+    }
+
+    /// Whether an object does not fit the schema of its kind: server-side apply says so with a 500 (apimachinery,
+    /// `managedfields`).
+    fn is_misfit(&self) -> bool {
+        matches!(self, Self::Refused { message, .. } if message.contains("failed to create typed patch object"))
+    }
+
+    /// The same without the values that it quotes, for an object whose values nobody may see.
+    pub fn without_values(self) -> Self {
+        match self {
+            Self::Refused { code, reason, message } => {
+                let kept = message.split("got &value").next().unwrap_or_default().trim_end_matches([' ', ',']);
+                let message = if kept.len() < message.len() { kept.to_owned() } else { message };
+                Self::Refused { code, reason, message }
+            }
+            other => other,
+        }
+    }
+
+    /// Its kind alone: a message may quote what a Secret holds.
+    fn brief(&self) -> String {
+        match self {
+            Self::Refused { code, reason, .. } => format!("{code} {reason}"),
+            other => crate::class::chain(other),
+        }
     }
 }
 
@@ -152,7 +179,7 @@ impl Calls {
                     if matches!(error, CallError::Refused { code: 429, .. }) {
                         delay = delay.max(TOO_MANY);
                     }
-                    tracing::debug!(%method, path, error = crate::class::chain(&error), "a call to the API server is made again");
+                    tracing::debug!(%method, path, error = error.brief(), "a call to the API server is made again");
                 }
                 other => return other,
             }
@@ -230,12 +257,29 @@ mod tests {
             (404, "not found", false, Class::NotFound),
             (429, "too many", false, Class::Rate),
             (503, "not ready", false, Class::Net),
+            (500, "etcdserver: leader changed", false, Class::Net),
+            (
+                500,
+                "failed to create typed patch object (n/a; v1, Kind=ConfigMap): .x: field not declared",
+                false,
+                Class::Layer,
+            ),
         ] {
             let error = refused(code, message);
             assert_eq!((error.is_immutable(), error.class()), (immutable, class), "{error}");
             assert_eq!(error.to_string(), message);
+            assert_eq!(error.is_transient(), matches!(class, Class::Net | Class::Rate), "{error}");
         }
         assert_eq!(refusal(StatusCode::BAD_GATEWAY, b"<html>").to_string(), "502 Bad Gateway");
+    }
+
+    #[test]
+    fn values_go_from_a_message_that_quotes_them() {
+        let refused =
+            |message: &str| CallError::Refused { code: 500, reason: String::new(), message: message.to_owned() };
+        let quoted = refused(".stringData.p: expected string, got &value.valueUnstructured{Value:12345}");
+        assert_eq!(quoted.without_values().to_string(), ".stringData.p: expected string");
+        assert_eq!(refused("is immutable").without_values().to_string(), "is immutable");
     }
 
     #[test]

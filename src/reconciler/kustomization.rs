@@ -5,6 +5,7 @@
 
 mod build;
 mod cluster;
+mod refusal;
 mod wake;
 
 use std::{sync::Arc, time::Duration};
@@ -16,7 +17,7 @@ use super::{Shared, backoff::jittered};
 use crate::{
     apply::{
         cluster::{ApplyError, Log},
-        render::{RenderError, refuse_unsupported},
+        render::RenderError,
         substitute::Variables,
     },
     artifact::build::ArtifactError,
@@ -29,6 +30,7 @@ use crate::{
 };
 pub use build::{Folders, rendered_file};
 pub use cluster::finalize;
+pub use refusal::examine;
 pub use wake::Task;
 use wake::{Asked, Wake};
 
@@ -134,7 +136,7 @@ struct Wanted<'a> {
     object: &'a Arc<Object>,
     spec: &'a KustomizationSpec,
     artifact: &'a Artifact,
-    variables: Option<Variables>,
+    variables: Option<&'a Variables>,
 }
 
 /// Why there is nothing new to show.
@@ -196,9 +198,10 @@ async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked) -> Duration {
         return super::KEEP_AGAIN;
     }
     let mut status = before.clone();
-    let mut log = Log::default();
-    let result = bring(shared, asked, &object, spec, &mut status, &mut log).await;
-    let events = judge(&mut status, &before, &object, &result, &log);
+    let (mut log, mut variables) = (Log::default(), None);
+    let result = bring(shared, asked, &object, spec, &mut status, &mut log, &mut variables).await;
+    let hide = |message| hide(variables.as_ref(), message);
+    let events = judge(&mut status, &before, &object, &result, &log, &hide);
     let class = result.as_ref().err().map(Blocked::class);
     shared.conclude(&object, status, events).await;
     metrics::reconciled(key.kind.name(), &key.namespace, &key.name, class, started.elapsed().as_secs_f64());
@@ -222,6 +225,11 @@ fn is_anothers(shared: &Shared, object: &Object, spec: &KustomizationSpec) -> bo
         }
 }
 
+/// A message without what the variables have from Secrets.
+fn hide(variables: Option<&Variables>, message: String) -> String {
+    variables.map_or_else(|| message.clone(), |variables| variables.hide(&message))
+}
+
 /// Brings up what the source has now; the artifact that it was.
 async fn bring(
     shared: &Arc<Shared>,
@@ -230,13 +238,14 @@ async fn bring(
     spec: &KustomizationSpec,
     status: &mut Status,
     log: &mut Log,
+    variables: &mut Option<Variables>,
 ) -> Result<Artifact, Blocked> {
-    refuse(object, spec, shared.config.cross_namespace_references)?;
+    refusal::refuse(object, spec, shared.config.cross_namespace_references)?;
     let artifact = source(shared, object, spec)?;
     dependencies(shared, object, spec, &artifact)?;
     status.last_attempted_revision = Some(artifact.revision.clone());
-    let variables = variables(shared, object, spec).await?;
-    let wanted = Wanted { asked, object, spec, artifact: &artifact, variables };
+    *variables = self::variables(shared, object, spec).await?;
+    let wanted = Wanted { asked, object, spec, artifact: &artifact, variables: variables.as_ref() };
     match &shared.config.applier {
         Some(applier) => {
             cluster::bring(shared, applier, &wanted, status, log).await?;
@@ -249,71 +258,6 @@ async fn bring(
     status.last_applied_revision = Some(artifact.revision.clone());
     status.last_applied_origin_revision = artifact.metadata.get("org.opencontainers.image.revision").cloned();
     Ok(artifact)
-}
-
-/// Fields that must not be passed over in silence.
-fn refuse(object: &Object, spec: &KustomizationSpec, cross_namespace: bool) -> Result<(), Blocked> {
-    if let Some((reason, message)) = unsupported(object, spec).next() {
-        return Err(Blocked::refused(reason, message));
-    }
-    let names = [&spec.source_ref.namespace].into_iter().chain(spec.depends_on.iter().map(|d| &d.namespace));
-    if !cross_namespace && let Some(other) = names.flatten().find(|name| ***name != *object.key.namespace) {
-        let message = format!(
-            "can't access namespace '{other}' from '{}', cross-namespace references have been blocked",
-            object.key.namespace
-        );
-        return Err(Blocked::refused("AccessDenied", message));
-    }
-    Ok(())
-}
-
-/// The fields of a spec that nothing is done with here: each with the reason of its refusal, and what to do.
-fn unsupported(
-    object: &Object,
-    spec: &KustomizationSpec,
-) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
-    let expressions = !spec.health_check_exprs.is_empty() || spec.depends_on.iter().any(|d| d.ready_expr.is_some());
-    let remote = spec.kube_config.as_ref().is_some_and(|value| !value.is_null());
-    let ignored = object.raw_spec.get("ignore").is_some_and(|rules| rules.as_array().is_none_or(|r| !r.is_empty()));
-    [
-        (
-            expressions,
-            "InvalidCELExpression",
-            "spec.healthCheckExprs and spec.dependsOn[].readyExpr: CEL expressions are not evaluated here; use spec.wait or \
-             spec.healthChecks, and dependsOn without readyExpr",
-        ),
-        (
-            remote,
-            "ReconciliationFailed",
-            "spec.kubeConfig: objects are applied to the cluster of this Kustomization only; run Larder, or Flux's \
-             kustomize-controller, in the other cluster",
-        ),
-        (
-            ignored,
-            "ReconciliationFailed",
-            "spec.ignore: every field of an object is applied here; remove the field, or annotate the objects with \
-             kustomize.toolkit.fluxcd.io/ssa: Merge and leave what others set out of them",
-        ),
-    ]
-    .into_iter()
-    .filter(|(found, ..)| *found)
-    .map(|(_, reason, message)| (reason, message))
-}
-
-/// What a spec alone shows of a pass: the source, if it is of a kind that is held here.
-///
-/// # Errors
-/// Why a pass refuses it.
-pub fn examine(object: &Object) -> Result<Option<Key>, Vec<String>> {
-    let Spec::Kustomization(spec) = &object.spec else { return Ok(None) };
-    let mut why: Vec<String> = unsupported(object, spec).map(|(_, message)| message.to_owned()).collect();
-    why.extend(refuse_unsupported(spec).err().map(|error| chain(&error)));
-    why.extend(spec.post_build().err());
-    why.extend(spec.health_checks().err());
-    if !why.is_empty() {
-        return Err(why);
-    }
-    Ok(held(&spec.source_ref.kind).map(|_| source_key(object, spec)))
 }
 
 /// The kind of a source, if it is one that is held here.
@@ -348,7 +292,7 @@ async fn variables(
             },
             "Secret" => match shared.backend.references().secret(namespace, &from.name).await.map_err(away)? {
                 Some(secret) => {
-                    secret.data.iter().for_each(|(name, value)| variables.set(name, value.expose()));
+                    secret.data.iter().for_each(|(name, value)| variables.set_secret(name, value));
                     true
                 }
                 None => false,
@@ -433,6 +377,7 @@ fn judge(
     object: &Object,
     result: &Result<Artifact, Blocked>,
     log: &Log,
+    hide: &dyn Fn(String) -> String,
 ) -> Vec<Event> {
     let (generation, now) = (object.metadata.generation, Timestamp::now());
     if let Some(token) = object.requested_at() {
@@ -457,9 +402,9 @@ fn judge(
         Err(Blocked::Waiting { reason, message }) => (*reason, message.clone(), false),
         Err(Blocked::Refused { reason, message }) => (*reason, message.clone(), true),
         Err(Blocked::Variables { message, .. }) => ("BuildFailed", message.clone(), false),
-        Err(Blocked::Apply(error)) => (error.reason(), with_log(chain(error), log), false),
+        Err(Blocked::Apply(error)) => (error.reason(), with_log(hide(chain(error)), log), false),
         Err(Blocked::Artifact(error)) => ("ArtifactFailed", chain(error), false),
-        Err(Blocked::Render(error)) => (error.reason(), chain(error), error.is_stalled()),
+        Err(Blocked::Render(error)) => (error.reason(), hide(chain(error)), error.is_stalled()),
         Err(Blocked::Write(error)) => {
             ("ReconciliationFailed", format!("cannot write the rendered file: {error}"), false)
         }

@@ -6,7 +6,7 @@ use crate::support::{
     api_server::{ApiServer, Call, Fault},
     eventually, http,
     kubernetes::{Kubernetes as _, Scripted, Stage, path_of},
-    larder::{Larder, fetch_artifact, is_ready, write_objects},
+    larder::{Larder, condition_of, fetch_artifact, is_ready, write_objects},
     registry::{self, Auth, Options, Seen},
     services::Services,
 };
@@ -195,6 +195,37 @@ fn a_secret_that_cannot_be_read_is_a_matter_of_credentials() {
         if passes > 0 { Ok(()) } else { Err(larder.listing().to_string()) }
     });
     assert_eq!(larder.metric("larder_reconcile_total", &[("kind", "Kustomization"), ("outcome", "net")]), 0);
+}
+
+#[test]
+fn what_the_server_quotes_of_a_secret_is_shown_to_nobody() {
+    let api = Scripted(ApiServer::start());
+    let stage = Stage::new(&api);
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: a, namespace: default }\ndata: { k: \"${key}\" }\n";
+    stage.push("team/app", "latest", &crate::support::fixtures::files(&[("a.yaml", map)]));
+    api.create(&stage.oci_repository("app", "team/app", json!({})));
+    api.create(&json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "vars", "namespace": "default" },
+        "data": { "key": "Y2FuYXJ5LXZhbHVl" } }));
+    let said = "failed to create typed patch object (default/a; v1, Kind=ConfigMap): .data.k: expected something else than \
+        &value.valueUnstructured{Value:\"canary-value\"}";
+    let refusal = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": said, "code": 500 });
+    let applies = |call: &Call| call.verb == "apply" && call.path.contains("/configmaps/a");
+    api.0.fault(applies, usize::MAX, Fault::Answer { status: 500, headers: Vec::new(), body: refusal });
+    let spec = json!({ "interval": "1h", "prune": true, "sourceRef": { "kind": "OCIRepository", "name": "app" },
+        "postBuild": { "substituteFrom": [{ "kind": "Secret", "name": "vars" }] } });
+    let wanted = crate::support::kubernetes::object("Kustomization", "app", spec);
+    api.create(&wanted);
+    let larder = stage.serve(&[]);
+    let failed = stage.failed(&path_of(&wanted), "Ready", "ReconciliationFailed");
+    let message = condition_of(&failed, "Ready")["message"].to_string();
+    assert!(message.contains("failed to create typed patch object") && message.contains("[redacted]"), "{message}");
+    let log = std::fs::read_to_string(stage.folder("one").join("larder.log")).expect("a log");
+    let listing = larder.listing().to_string();
+    for (what, text) in [("the log", log), ("the object", failed.to_string()), ("the listing", listing)] {
+        assert!(!text.contains("canary-value"), "{what}: {text}");
+    }
+    // What does not fit its schema will not fit it a moment later.
+    assert_eq!(api.0.calls().iter().filter(|call| applies(call)).count(), 1);
 }
 
 #[test]

@@ -77,8 +77,14 @@ fn shown(error: &CallError) -> String {
     }
 }
 
+/// What of an error may be shown: of a Secret no value.
+fn shown_of(id: &Id, error: CallError) -> CallError {
+    if id.group.is_empty() && id.kind == "Secret" { error.without_values() } else { error }
+}
+
 impl ApplyError {
     pub(super) fn call(id: &Id, what: &'static str, source: CallError) -> Self {
+        let source = shown_of(id, source);
         let id = Box::new(id.clone());
         if source.is_not_found() && what == "apply" {
             return Self::NotFound { id, source };
@@ -87,6 +93,7 @@ impl ApplyError {
     }
 
     pub(super) fn dry_run(id: &Id, source: CallError) -> Self {
+        let source = shown_of(id, source);
         let id = Box::new(id.clone());
         if source.is_not_found() { Self::NotFound { id, source } } else { Self::DryRun { id, source } }
     }

@@ -55,7 +55,7 @@ async fn build<T: Send + 'static>(
     wanted: &Wanted<'_>,
     render: impl FnOnce(&render::Request<'_>, &dyn Fn() -> bool) -> Result<T, Blocked> + Send + 'static,
 ) -> Result<T, Blocked> {
-    let (of, variables) = (Arc::clone(wanted.object), wanted.variables.clone());
+    let (of, variables) = (Arc::clone(wanted.object), wanted.variables.cloned());
     let rendering = shared.config.rendering.clone();
     let (store, digest) = (shared.puller.store().clone(), wanted.artifact.digest);
     let (limit, late) = (timeout(wanted.spec), Arc::new(AtomicBool::new(false)));

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Blocked, Wanted, build, progress, timeout};
+use super::{Blocked, Wanted, build, hide, progress, timeout};
 use crate::{
     apply::{
         cluster::{Applier, ApplyError, Checks, Identity, Log, Owner, Task},
@@ -42,10 +42,10 @@ pub async fn bring(
     status: &mut Status,
     log: &mut Log,
 ) -> Result<(), Blocked> {
-    let Wanted { asked, object, spec, artifact, ref variables } = *wanted;
+    let Wanted { asked, object, spec, artifact, variables } = *wanted;
     let validation = Validation::of(spec.validation.as_deref()).map_err(Blocked::Render)?;
     let owner = owner(&object.key);
-    let inputs = fingerprint(object, artifact, variables.as_ref());
+    let inputs = fingerprint(object, artifact, variables);
     let requested = !asked.waiters.is_empty()
         || (object.requested_at().is_some() && object.requested_at() != status.last_handled_reconcile_at.as_deref());
     let generation = object.metadata.generation;
@@ -146,7 +146,7 @@ pub async fn bring(
             );
         }
         Err(error) => {
-            let (reason, message) = (error.reason(), chain(error));
+            let (reason, message) = (error.reason(), hide(variables, chain(error)));
             status.conditions.set(kinds::HEALTHY, ConditionStatus::False, reason, &message, generation, now);
         }
     }
