@@ -16,8 +16,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::failure::Failure;
 use crate::{class::Class, oci::error_body::ErrorCode, server::body::Body};
 
-/// How long a client may send no byte of a request's body.
-const BODY_STALL: Duration = Duration::from_secs(60);
+/// How long a client may be waited for until it has sent [`LEAST`] of a request's body.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What has to come in that time, in bytes: no network is so slow, and who drips bytes holds a connection's place for nothing.
+const LEAST: u64 = 4 << 10;
 /// How long the rest of a refused body is read: a gigabyte's way through a usual network, and half of what a shutdown waits.
 const LINGER: Duration = Duration::from_secs(10);
 /// How long for its next byte.
@@ -30,6 +32,7 @@ pub(super) struct Content {
     incoming: Incoming,
     state: State,
     version: Version,
+    patience: Patience,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,7 +51,7 @@ impl Content {
             true => State::Expecting,
             false => State::Coming,
         };
-        Self { incoming, state, version: parts.version }
+        Self { incoming, state, version: parts.version, patience: Patience::default() }
     }
 
     /// The next bytes.
@@ -58,18 +61,21 @@ impl Content {
         }
         loop {
             let invalid = Failure::new(ErrorCode::BlobUploadInvalid, Class::Client).close();
-            let failure = match timeout(BODY_STALL, self.incoming.frame()).await {
-                Err(_) => {
+            let failure = match self.patience.wait(self.incoming.frame()).await {
+                None => {
                     let failure = invalid.status(StatusCode::REQUEST_TIMEOUT);
-                    failure.message("no byte of the request's body came for a minute")
+                    failure.message(format!("less than {LEAST} bytes of the request's body came within {PATIENCE:?}"))
                 }
-                Ok(None) => {
+                Some(None) => {
                     self.state = State::Over;
                     return Ok(None);
                 }
-                Ok(Some(Err(error))) => invalid.message(format!("the request's body broke off: {error}")),
-                Ok(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => return Ok(Some(data)),
+                Some(Some(Err(error))) => invalid.message(format!("the request's body broke off: {error}")),
+                Some(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        self.patience.came(data.len() as u64);
+                        return Ok(Some(data));
+                    }
                     Err(_) => continue,
                 },
             };
@@ -91,6 +97,39 @@ impl Content {
     }
 }
 
+/// How long somebody who sends too little is still waited for. What is done with the bytes meanwhile does not count.
+struct Patience {
+    left: Duration,
+    came: u64,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { left: PATIENCE, came: 0 }
+    }
+}
+
+impl Patience {
+    /// What `next` yields; `None` where that lasts too long.
+    async fn wait<F: Future>(&mut self, next: F) -> Option<F::Output> {
+        let begun = Instant::now();
+        let yielded = timeout(self.left, next).await.ok();
+        self.waited(begun.elapsed());
+        yielded
+    }
+
+    fn waited(&mut self, long: Duration) {
+        self.left = self.left.saturating_sub(long);
+    }
+
+    fn came(&mut self, bytes: u64) {
+        self.came += bytes;
+        if self.came >= LEAST {
+            *self = Self::default();
+        }
+    }
+}
+
 /// Reads a body to its end, within the limits, and keeps nothing of it.
 async fn discard(mut incoming: Incoming) {
     let deadline = Instant::now() + LINGER;
@@ -99,5 +138,33 @@ async fn discard(mut incoming: Incoming) {
         let wait = deadline.min(Instant::now() + LINGER_SILENCE);
         let Ok(Some(Ok(frame))) = timeout_at(wait, incoming.frame()).await else { return };
         bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_drips_bytes_is_waited_for_no_longer_than_who_sends_none() {
+        let left = |seconds: u32, each: u64| {
+            let mut patience = Patience::default();
+            for _ in 0..seconds {
+                patience.waited(Duration::from_secs(1));
+                patience.came(each);
+            }
+            patience.left
+        };
+        assert_eq!(left(60, 0), Duration::ZERO);
+        assert_eq!(left(60, 60), Duration::ZERO);
+        assert!(left(600, 100) >= Duration::from_secs(15));
+        assert_eq!(left(600, LEAST), PATIENCE);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_waited_for_when_the_time_is_over() {
+        let mut patience = Patience { left: Duration::ZERO, came: 0 };
+        assert!(patience.wait(std::future::pending::<()>()).await.is_none());
+        assert!(Patience::default().wait(async {}).await.is_some());
     }
 }
