@@ -129,7 +129,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         });
         return output::print_document(&pulled, arguments.format);
     }
-    println!("pulled oci://{registry}/{repository}@{digest} into {shown}, {files} files");
+    println!(
+        "pulled oci://{registry}/{repository}@{digest} into {shown}, {files} {}",
+        if files == 1 { "file" } else { "files" }
+    );
     for (name, value) in [("source", source), ("revision", revision)] {
         if !value.is_empty() {
             println!("{name}: {}", value.escape_debug());
