@@ -289,6 +289,12 @@ fn kustomization(number: usize) -> Value {
     })
 }
 
+/// Whether a Kustomization was applied once. Not whether it is Ready, as who is behind with a thousand has some under way at
+/// any time.
+fn is_applied(object: &Value) -> bool {
+    object["status"]["lastAppliedRevision"].as_str().is_some_and(|revision| !revision.is_empty())
+}
+
 fn kustomizations(options: &Options, table: &mut Table, folder: &Path, registry: &DockerRegistry, peer: bool) {
     let mut client = Client::new(&registry.host);
     let mut stage = |turn: usize, whose: &str| {
@@ -328,7 +334,7 @@ fn kustomizations(options: &Options, table: &mut Table, folder: &Path, registry:
     row("… API writes in it", Unit::Count, "idle writes", Target::AtMost(0.0));
     row("… API calls an object in an interval without a change", Unit::Each, "interval calls", Target::AtMost(0.1));
     row("… CPU of an interval of 120 s", Unit::Seconds, "interval cpu", Target::None);
-    row("… a source changes one object: request to its 100 Ready", Unit::Seconds, "change", Target::None);
+    row("… a source changes one object: request to its 100 applied", Unit::Seconds, "change", Target::None);
 }
 
 fn larder_kustomizations(
@@ -343,7 +349,7 @@ fn larder_kustomizations(
     let since = server.now();
     let daemon = Daemon::start_on(&data, &server.kubeconfig("larder"));
     let peak = Peak::of(daemon.pid());
-    let done = watched.wait(OBJECTS, LIMIT, is_ready);
+    let done = watched.wait(OBJECTS, LIMIT, is_applied);
     measured.add("exec", (done - daemon.started).as_secs_f64());
     measured.add("cpu", cpu_seconds(daemon.pid()));
     server.wait_quiet();
@@ -408,7 +414,7 @@ fn flux_kustomizations(
     let pids = [source.0.id(), controller.0.id()];
     let cpu = || pids.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>();
     let peaks = pids.map(Peak::of);
-    let done = watched.wait(OBJECTS, LIMIT, is_ready);
+    let done = watched.wait(OBJECTS, LIMIT, is_applied);
     measured.add("exec", (done - started).as_secs_f64());
     measured.add("cpu", cpu());
     // It may be in its next interval already, in which it is never quiet.
@@ -442,9 +448,7 @@ fn source_change(
     let changed = |object: &Value| {
         let number =
             object["metadata"]["name"].as_str().and_then(|name| name.strip_prefix("app-")?.parse::<usize>().ok());
-        number.is_some_and(|n| n % SOURCES == 0)
-            && object["status"]["lastAppliedRevision"] != *before
-            && is_ready(object)
+        number.is_some_and(|n| n % SOURCES == 0) && object["status"]["lastAppliedRevision"] != *before
     };
     measured.add("change", (watched.wait(OBJECTS / SOURCES, LIMIT, changed) - begin).as_secs_f64());
     eprintln!("  {whose}'s change: {}", counted(&server.calls(since)));
