@@ -22,6 +22,9 @@ use crate::{
 /// How long a pass over a source may last before its status says that it is under way.
 pub const MOMENT: Duration = Duration::from_secs(1);
 
+/// How long a connection to the API server may take.
+const CONNECT: Duration = Duration::from_secs(5);
+
 /// Why there is no cluster to work on.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
@@ -66,8 +69,9 @@ pub async fn objects(
 ) -> Result<Objects, NodeError> {
     if config.kubernetes && !config.external_artifacts {
         let way = client(surroundings).await?;
-        let (applier, api_server) = (Some(Applier::new(way.client.clone())), way.api_server.clone());
+        let (client, api_server) = (way.client.clone(), way.api_server.clone());
         let backend = Arc::new(cluster(way, config, surroundings, hostname, artifacts).await?);
+        let applier = Some(Applier::new(client, backend.leadership()));
         return Ok(Objects { backend, applier, producer: None, api_server });
     }
     let sources: Arc<dyn Backend> = match &config.objects {
@@ -159,6 +163,8 @@ async fn connect() -> Result<Way, ClusterError> {
     let mut found = kube::Config::infer().await.map_err(|error| ClusterError::Nowhere(error.into()))?;
     // Calls are made again by those who know what may be made twice, and how long it is worth while.
     found.default_retry = false;
+    // Long before anybody's patience with a start ends, so that the log says what it waits for.
+    found.connect_timeout = Some(CONNECT);
     found.headers.push((USER_AGENT, HeaderValue::from_static(concat!("larder/", env!("CARGO_PKG_VERSION")))));
     let namespace = found.default_namespace.clone();
     let default = if found.cluster_url.scheme_str() == Some("http") { 80 } else { 443 };

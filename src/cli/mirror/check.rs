@@ -152,7 +152,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             findings.push(containerd_pull(&arguments, &config, reference).await);
         }
     } else {
-        let detail = format!("not judged: {} is not there, so it does not run", arguments.containerd_socket.display());
+        let detail = format!(
+            "not judged: {} is not there, so it does not run, or is not visible here",
+            arguments.containerd_socket.display()
+        );
         findings.push(Finding::new("containerd", Verdict::Skipped, detail));
     }
     spinner.finish_and_clear();
