@@ -6,8 +6,9 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
+use super::Leadership;
 use crate::class::Class;
 
 /// How many calls are under way at once.
@@ -37,6 +38,9 @@ pub enum CallError {
     /// No answer.
     #[error("the API server cannot be reached")]
     Away(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It was a write, and another replica leads.
+    #[error("another replica leads now")]
+    NotLeading,
     /// An answer that is none.
     #[error("the API server's answer cannot be read")]
     Unreadable(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -50,7 +54,7 @@ impl CallError {
             Self::Refused { code: 404 | 410, .. } => Class::NotFound,
             Self::Refused { code: 429, .. } => Class::Rate,
             Self::Refused { .. } if self.is_misfit() => Class::Layer,
-            Self::Refused { code: 500.., .. } | Self::Away(_) => Class::Net,
+            Self::Refused { code: 500.., .. } | Self::Away(_) | Self::NotLeading => Class::Net,
             Self::Refused { .. } => Class::Layer,
             Self::Unreadable(_) => Class::Proto,
         }
@@ -147,6 +151,8 @@ pub fn segment(name: &str) -> String {
 pub struct Calls {
     client: kube::Client,
     permits: Arc<Semaphore>,
+    /// Who leads, where only the one who does may write.
+    leadership: Option<watch::Receiver<Leadership>>,
 }
 
 impl fmt::Debug for Calls {
@@ -158,7 +164,13 @@ impl fmt::Debug for Calls {
 impl Calls {
     /// Calls with this client. It should have no rate limit of its own: the server's priority and fairness decides.
     pub fn new(client: kube::Client) -> Self {
-        Self { client, permits: Arc::new(Semaphore::new(CONCURRENCY)) }
+        Self { client, permits: Arc::new(Semaphore::new(CONCURRENCY)), leadership: None }
+    }
+
+    /// The same way for who writes only as long as it leads: what is on its way when that ends is given up, and nothing is
+    /// sent after it. A write that comes late would undo what the one who leads by then has written.
+    pub fn while_leading(&self, leadership: watch::Receiver<Leadership>) -> Self {
+        Self { leadership: Some(leadership), ..self.clone() }
     }
 
     /// One call, made again while it fails for a while. Everything that is called through here may be made twice.
@@ -189,6 +201,17 @@ impl Calls {
         }
     }
 
+    /// Returns once this process may not write any more, if it is a write.
+    async fn lost(&self, method: &Method) {
+        if let Some(leadership) = self.leadership.as_ref().filter(|_| *method != Method::GET) {
+            let mut leadership = leadership.clone();
+            if leadership.wait_for(|l| *l != Leadership::Leading).await.is_ok() {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
     async fn once(
         &self,
         method: &Method,
@@ -213,7 +236,12 @@ impl Calls {
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(CallError::Away)?;
             Ok((status, body.to_bytes().to_vec()))
         };
-        let (status, body) = tokio::time::timeout(TIMEOUT, exchange).await.map_err(|e| CallError::Away(e.into()))??;
+        let exchange = tokio::time::timeout(TIMEOUT, exchange);
+        let (status, body) = tokio::select! {
+            biased;
+            () = self.lost(method) => return Err(CallError::NotLeading),
+            done = exchange => done.map_err(|e| CallError::Away(e.into()))??,
+        };
         if status.is_success() { Ok((status, body)) } else { Err(refusal(status, &body)) }
     }
 }
@@ -238,6 +266,8 @@ fn refusal(status: StatusCode, body: &[u8]) -> CallError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
     use serde_json::json;
 
     use super::*;
@@ -280,6 +310,47 @@ mod tests {
         let quoted = refused(".stringData.p: expected string, got &value.valueUnstructured{Value:12345}");
         assert_eq!(quoted.without_values().to_string(), ".stringData.p: expected string");
         assert_eq!(refused("is immutable").without_values().to_string(), "is immutable");
+    }
+
+    #[tokio::test]
+    async fn who_does_not_lead_any_more_sends_no_write() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let sent = Arc::new(AtomicUsize::new(0));
+        let (leading, leadership) = watch::channel(Leadership::Leading);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        // The first call is never answered, each other at once.
+        let counted = Arc::clone(&sent);
+        tokio::spawn(async move {
+            let mut unanswered = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.read(&mut [0; 4096]).await.unwrap();
+                if counted.fetch_add(1, SeqCst) == 0 {
+                    unanswered.push(stream);
+                    continue;
+                }
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+                stream.write_all(answer).await.unwrap();
+            }
+        });
+        let client = kube::Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        let calls = Calls::new(client).while_leading(leadership);
+        let call = |method: Method| {
+            let calls = calls.clone();
+            async move { calls.call(&method, "/x", &Identity::default(), &[], b"{}").await }
+        };
+        let (under_way, ()) = tokio::join!(call(Method::PATCH), async {
+            while sent.load(SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            leading.send_replace(Leadership::Leaderless);
+        });
+        assert!(matches!(under_way, Err(CallError::NotLeading)), "{under_way:?}");
+        assert!(matches!(call(Method::DELETE).await, Err(CallError::NotLeading)));
+        assert!(call(Method::GET).await.is_ok());
+        leading.send_replace(Leadership::Leading);
+        assert!(call(Method::DELETE).await.is_ok());
+        assert_eq!(sent.load(SeqCst), 3);
     }
 
     #[test]

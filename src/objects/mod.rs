@@ -322,6 +322,9 @@ pub enum Leadership {
     Leaderless,
 }
 
+/// An object with its status.
+pub type WithStatus = (Arc<Object>, Status);
+
 /// What objects refer to: Secrets, ServiceAccounts and ConfigMaps of their own namespaces.
 pub trait References: Send + Sync {
     /// Whether their changes are told ([`Change::Dependency`]); else they are asked for again in every pass.
@@ -352,6 +355,11 @@ pub trait References: Send + Sync {
         Box::pin(async {
             Err(BackendError::Api("there is no cluster here that issues tokens of ServiceAccounts".into()))
         })
+    }
+    /// An object of a watched kind that may be another process's to reconcile, and so is in no [`Change`].
+    fn object<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<WithStatus>, BackendError>> {
+        let _ = key;
+        Box::pin(async { Ok(None) })
     }
     /// A ConfigMap by name.
     fn config_map<'a>(

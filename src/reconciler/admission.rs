@@ -31,8 +31,17 @@ impl Shared {
             return false;
         }
         let (status, retained) = source::republish(self, &object, status).await;
-        let entry =
-            Entry { object, status, desired: None, group: None, task: None, epoch: 0, gate: Arc::default(), retained };
+        let entry = Entry {
+            object,
+            status,
+            desired: None,
+            group: None,
+            task: None,
+            ending: false,
+            epoch: 0,
+            gate: Arc::default(),
+            retained,
+        };
         self.lock().objects.insert(key.clone(), entry);
         if !self.is_leading() && *self.synced.borrow() {
             let shared = Arc::clone(self);
@@ -45,7 +54,7 @@ impl Shared {
     pub(super) async fn settle(self: &Arc<Self>, key: &Key) {
         let going = self.lock().objects.get(key).map(|e| e.object.metadata.deletion_timestamp.is_some());
         match going {
-            Some(true) if self.is_leading() => self.remove(key).await,
+            Some(true) if self.is_leading() => self.end(key).await,
             Some(false) => self.admit(key).await,
             _ => {}
         }

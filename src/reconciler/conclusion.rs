@@ -5,10 +5,35 @@ use std::sync::Arc;
 use super::{KEEP_AGAIN, Shared, backoff, kustomization, retention};
 use crate::{
     blocking, metrics,
-    objects::{BoxFuture, Event, Key, Kind, Object, Status},
+    objects::{BoxFuture, Event, HelmChartSpec, Key, Kind, Object, Spec, Status},
 };
 
 impl Shared {
+    /// Ends an object that is being deleted, as far as that is Larder's to do.
+    pub(super) async fn end(self: &Arc<Self>, key: &Key) {
+        let Some(object) = self.lock().objects.get(key).map(|e| Arc::clone(&e.object)) else { return };
+        match &object.spec {
+            Spec::Kustomization(spec) => {
+                let Some(applier) = &self.config.applier else { return self.remove(key).await };
+                kustomization::end(self, applier, &object, spec).await;
+            }
+            // source-controller's, which has something to clear away.
+            Spec::HelmChart(spec) if self.is_anothers(&object, spec) => {}
+            _ => self.remove(key).await,
+        }
+    }
+
+    /// Whether a chart is source-controller's: what is in its status tells, or else the kind of its repository.
+    fn is_anothers(&self, object: &Object, spec: &HelmChartSpec) -> bool {
+        let state = self.lock();
+        if let Some(artifact) = state.objects.get(&object.key).and_then(|e| e.status.artifact.as_ref()) {
+            return !artifact.is_larders();
+        }
+        let repository = Key::new(Kind::HelmRepository, &object.key.namespace, &spec.source_ref.name);
+        let known = state.objects.get(&repository).map(|e| &e.object.spec);
+        matches!(known, Some(Spec::HelmRepository(repository)) if repository.kind.as_deref() != Some("oci"))
+    }
+
     /// Forgets an object, and with it its artifacts, tree, rendered file and status.
     pub(super) async fn remove(self: &Arc<Self>, key: &Key) {
         let gate = self.lock().objects.get(key).map(|e| Arc::clone(&e.gate));
@@ -23,16 +48,11 @@ impl Shared {
                 group.leave(key);
             }
             retention::drop_all(self, key, &entry.status, entry.retained).await;
-            if let Some(applier) = &self.config.applier
-                && key.kind == Kind::Kustomization
-                && entry.object.metadata.deletion_timestamp.is_some()
-            {
-                // It goes when its objects are gone, which may last.
-                tokio::spawn(kustomization::finalize(Arc::clone(self), applier.clone(), entry.object, entry.status));
-                return;
-            }
         }
         if key.kind == Kind::Kustomization {
+            if let Some(applier) = &self.config.applier {
+                kustomization::forget(applier, key);
+            }
             let file = kustomization::rendered_file(self.puller.store().root(), key);
             if let Err(error) = blocking::io(move || std::fs::remove_file(file)).await
                 && error.kind() != std::io::ErrorKind::NotFound
@@ -100,19 +120,29 @@ impl Shared {
         }
         let Some(gate) = self.lock().objects.get(key).map(|e| Arc::clone(&e.gate)) else { return false };
         let _guard = gate.lock().await;
-        let before = {
+        let (before, current) = {
             let state = self.lock();
             match state.objects.get(key) {
-                // Same life, same spec: a result for another generation is never published.
-                Some(entry)
-                    if Arc::ptr_eq(&entry.gate, &gate)
-                        && entry.object.metadata.generation == object.metadata.generation =>
-                {
-                    entry.status.clone()
+                Some(entry) if Arc::ptr_eq(&entry.gate, &gate) => {
+                    (entry.status.clone(), entry.object.metadata.generation == object.metadata.generation)
                 }
                 _ => return false,
             }
         };
+        if !current {
+            // A result for another spec is never published. But what is on the cluster has to be known, to be pruned.
+            let inventory = status.inventory;
+            if key.kind == Kind::Kustomization && inventory.is_some() && inventory != before.inventory {
+                let status = Status { inventory, ..before };
+                match self.backend.patch_status(key, &status).await {
+                    Ok(()) => _ = self.lock().objects.get_mut(key).map(|entry| entry.status = status),
+                    Err(error) => {
+                        tracing::warn!(%key, %error, "cannot keep the inventory of a pass that was overtaken")
+                    }
+                }
+            }
+            return false;
+        }
         // Also where nothing changed: somebody else may have written it.
         if let Err(error) = self.backend.patch_status(key, &status).await {
             tracing::error!(%key, %error, "cannot keep the status; it is tried again");
@@ -131,8 +161,9 @@ impl Shared {
                 entry.retained.supersede(before.artifact.as_ref(), status.artifact.as_ref());
                 entry.status = status.clone();
             }
-            drop(state);
-            if let Some(artifact) = &status.artifact {
+            if let Some(artifact) = status.artifact.as_ref().filter(|a| a.is_larders()) {
+                // Under the lock: a pass that was overtaken may take the path away which this one names again.
+                self.published.insert(&artifact.path, artifact.digest);
                 self.published.set_latest(&artifact.path);
             }
         }

@@ -195,11 +195,18 @@ async fn run(shared: Arc<Shared>, group: Arc<Group>) {
         let Some(turn) = take_turn(&group) else { continue };
         let started = Instant::now();
         let fresh = is_due || turn.requested || turn.last.is_none();
+        // What is asked for after the probe is sent, that probe has not answered.
+        let token = |key: &Key| fresh.then(|| requested_at(&shared, key)).flatten();
+        let members: Vec<(Key, Option<String>)> = turn
+            .members
+            .into_iter()
+            .filter(|(_, pending)| fresh || *pending)
+            .map(|(key, _)| (key.clone(), token(&key)))
+            .collect();
         let outcome = match (fresh, turn.last) {
             (false, Some(target)) => Ok(target),
             _ => place.hold(Work::Probe, Box::pin(probe(&shared, &group, turn.requested, turn.timeout))).await,
         };
-        let members = turn.members.into_iter().filter(|(_, pending)| fresh || *pending).map(|(key, _)| key).collect();
         let deadline = started + turn.timeout;
         let pass = |budget: Budget| {
             let budget = budget.requested(turn.requested);
@@ -254,6 +261,11 @@ fn kept(shared: &Shared, group: &Group) -> Instant {
     }
     group.lock().last = Some(target);
     now + super::backoff::jittered(rest)
+}
+
+/// The word by which somebody asked for a pass over an object.
+fn requested_at(shared: &Shared, key: &Key) -> Option<String> {
+    shared.lock().objects.get(key).and_then(|e| e.object.requested_at().map(str::to_owned))
 }
 
 fn take_turn(group: &Group) -> Option<Turn> {

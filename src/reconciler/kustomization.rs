@@ -29,7 +29,7 @@ use crate::{
     },
 };
 pub use build::{Folders, rendered_file};
-pub use cluster::finalize;
+pub use cluster::{end, forget};
 pub use refusal::examine;
 pub use wake::Task;
 use wake::{Asked, Wake};
@@ -225,6 +225,35 @@ fn is_anothers(shared: &Shared, object: &Object, spec: &KustomizationSpec) -> bo
         }
 }
 
+/// Whether the end of an object is for Flux's kustomize-controller. A GitRepository may go before the Kustomizations that take
+/// from it: the revision says then whether it was one of an image.
+fn ends_elsewhere(shared: &Shared, object: &Object, spec: &KustomizationSpec, status: &Status) -> bool {
+    if held(&spec.source_ref.kind).is_none() {
+        return true;
+    }
+    let of_image = |revision: &str| revision.contains("@sha256:") || revision.contains("@sha512:");
+    is_anothers(shared, object, spec)
+        && match status.last_attempted_revision.as_ref().or(status.last_applied_revision.as_ref()) {
+            Some(revision) => !of_image(revision) && !revision.starts_with("sha256:"),
+            // Nothing was tried yet; or the inventory alone is left of whoever applied it.
+            None => status.inventory.as_ref().is_some_and(|inventory| !inventory.entries.is_empty()),
+        }
+}
+
+/// Takes over the status of a Kustomization that Flux reconciles, for those that depend on it; whether it is one.
+pub fn observe_anothers(shared: &Arc<Shared>, key: &Key, status: &Status) -> bool {
+    let Some(object) = shared.lock().objects.get(key).map(|e| Arc::clone(&e.object)) else { return false };
+    let Spec::Kustomization(spec) = &object.spec else { return false };
+    if !is_anothers(shared, &object, spec) {
+        return false;
+    }
+    if let Some(entry) = shared.lock().objects.get_mut(key) {
+        entry.status = status.clone();
+    }
+    wake_dependants(shared, key);
+    true
+}
+
 /// A message without what the variables have from Secrets.
 fn hide(variables: Option<&Variables>, message: String) -> String {
     variables.map_or_else(|| message.clone(), |variables| variables.hide(&message))
@@ -242,7 +271,7 @@ async fn bring(
 ) -> Result<Artifact, Blocked> {
     refusal::refuse(object, spec, shared.config.cross_namespace_references)?;
     let artifact = source(shared, object, spec)?;
-    dependencies(shared, object, spec, &artifact)?;
+    dependencies(shared, object, spec, &artifact).await?;
     status.last_attempted_revision = Some(artifact.revision.clone());
     *variables = self::variables(shared, object, spec).await?;
     let wanted = Wanted { asked, object, spec, artifact: &artifact, variables: variables.as_ref() };
@@ -334,14 +363,14 @@ fn source(shared: &Arc<Shared>, object: &Object, spec: &KustomizationSpec) -> Re
         .ok_or_else(|| waiting(format!("Source artifact not found, retrying in {}s", REQUEUE_DEPENDENCY.as_secs())))
 }
 
-/// Whether all of `dependsOn` is Ready, for the same revision where the source is the same.
-fn dependencies(
+/// Whether all of `dependsOn` is Ready, for the same revision where the source is the same. One that is not watched here, since
+/// another shard has it, is asked for.
+async fn dependencies(
     shared: &Arc<Shared>,
     object: &Object,
     spec: &KustomizationSpec,
     artifact: &Artifact,
 ) -> Result<(), Blocked> {
-    let state = shared.lock();
     for dependency in &spec.depends_on {
         let namespace = dependency.namespace.as_deref().unwrap_or(&object.key.namespace);
         let key = Key::new(Kind::Kustomization, namespace, &dependency.name);
@@ -349,15 +378,20 @@ fn dependencies(
             reason: "DependencyNotReady",
             message: format!("dependency '{namespace}/{}' {what}", dependency.name),
         };
-        let entry = state.objects.get(&key).ok_or_else(|| waiting("not found"))?;
-        let Spec::Kustomization(theirs) = &entry.object.spec else { return Err(waiting("is not a Kustomization")) };
-        let status = &entry.status;
-        let ready =
-            status.conditions.is_true(kinds::READY) && status.observed_generation == entry.object.metadata.generation;
+        let known = shared.lock().objects.get(&key).map(|e| (Arc::clone(&e.object), e.status.clone()));
+        let found = match known {
+            Some(known) => Some(known),
+            None => {
+                shared.backend.references().object(&key).await.map_err(|e| waiting(&format!("is not known: {e}")))?
+            }
+        };
+        let (theirs, status) = found.ok_or_else(|| waiting("not found"))?;
+        let Spec::Kustomization(their_spec) = &theirs.spec else { return Err(waiting("is not a Kustomization")) };
+        let ready = status.conditions.is_true(kinds::READY) && status.observed_generation == theirs.metadata.generation;
         if !ready {
             return Err(waiting("is not ready"));
         }
-        let same_source = takes_from(object, spec, &source_key(&entry.object, theirs));
+        let same_source = takes_from(object, spec, &source_key(&theirs, their_spec));
         if same_source && status.last_applied_revision.as_deref() != Some(&artifact.revision) {
             return Err(waiting("revision is not up to date"));
         }

@@ -42,6 +42,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use crate::{
     artifact::publish::Published,
     blocking,
+    digest::Digest,
     flight::Flight,
     objects::{Backend, Change, Key, Kind, Leadership, Object, Status},
     oci::Registry,
@@ -87,6 +88,8 @@ pub struct Shared {
 #[derive(Default)]
 struct State {
     objects: HashMap<Key, Entry>,
+    /// Artifacts that passes are about to name, and how many passes.
+    making: HashMap<(Key, Digest), usize>,
 }
 
 struct Entry {
@@ -98,6 +101,8 @@ struct Entry {
     group: Option<Arc<Group>>,
     /// The task of a Kustomization.
     task: Option<Task>,
+    /// It is being deleted, and what it applied with it.
+    ending: bool,
     /// Rises with every change, so that what was begun before it is dropped.
     epoch: u64,
     /// One writer of the kept status at a time: a pass that ends cannot bring back what was deleted meanwhile.
@@ -288,7 +293,7 @@ impl Reconciler {
     }
 
     /// The digests that must not be collected: of all artifacts that a status names or that are still fetchable.
-    pub fn roots(&self) -> Vec<crate::digest::Digest> {
+    pub fn roots(&self) -> Vec<Digest> {
         let state = self.0.lock();
         let mut roots = Vec::new();
         for entry in state.objects.values() {

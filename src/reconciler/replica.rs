@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{Entry, Shared, desired, lanes::Work, source};
+use super::{Entry, Shared, desired, kustomization, lanes::Work, source};
 use crate::{
     blocking,
     class::chain,
@@ -35,6 +35,9 @@ pub async fn turned(shared: &Arc<Shared>, leadership: &Leadership) {
             }
         }
         Leadership::Following(_) | Leadership::Leaderless => {
+            if let Some(applier) = &shared.config.applier {
+                applier.forget_all();
+            }
             for key in &keys {
                 shared.withdraw(key);
                 if let Some(entry) = shared.lock().objects.get_mut(key) {
@@ -49,7 +52,8 @@ pub async fn turned(shared: &Arc<Shared>, leadership: &Leadership) {
 /// Takes over a status that the leader wrote.
 pub async fn observed(shared: &Arc<Shared>, key: &Key, status: Status) {
     if shared.is_leading() {
-        // Somebody else's, or an echo: what is right is written with the next pass.
+        // Of what is reconciled here it is an echo, or somebody else's: what is right is written with the next pass.
+        kustomization::observe_anothers(shared, key, &status);
         return;
     }
     let artifact = {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Shared;
+use super::{Entry, Shared};
 use crate::{
     blocking,
     digest::{Algorithm, Digest},
@@ -150,31 +150,64 @@ pub async fn drop_all(shared: &Arc<Shared>, key: &Key, status: &Status, retained
 
 /// Takes an artifact away that was made for an object and never got into its status.
 pub async fn discard(shared: &Arc<Shared>, key: &Key, artifact: &Artifact) {
-    let named = shared.lock().objects.get(key).is_some_and(|e| {
-        e.status.artifact.as_ref().is_some_and(|a| a.path == artifact.path)
-            || e.retained.0.iter().any(|s| s.path == artifact.path)
-    });
-    if !named {
-        take_away(shared, key, &artifact.path, artifact.digest).await;
+    take_away(shared, key, &artifact.path, artifact.digest).await;
+}
+
+impl Entry {
+    /// Whether a path is its current artifact's, or of one that is kept.
+    fn names(&self, path: &str) -> bool {
+        self.status.artifact.as_ref().is_some_and(|a| a.path == path) || self.retained.0.iter().any(|s| s.path == path)
     }
 }
 
 async fn take_away(shared: &Arc<Shared>, key: &Key, path: &str, digest: Digest) {
-    shared.published.remove(path);
+    {
+        let state = shared.lock();
+        if state.objects.get(key).is_none_or(|e| !e.names(path)) {
+            shared.published.remove(path);
+        }
+    }
     retire_tree(shared, key, digest).await;
 }
 
 /// Takes a version's tree away. Objects of different kinds with one name share the folder: it stays as long as another
 /// of them has it.
+/// An artifact on its way into a status: its tree is nobody's to take away meanwhile.
+pub struct Making {
+    shared: Arc<Shared>,
+    of: (Key, Digest),
+}
+
+impl Making {
+    pub fn new(shared: &Arc<Shared>, key: &Key, digest: Digest) -> Self {
+        let of = (key.clone(), digest);
+        *shared.lock().making.entry(of.clone()).or_insert(0) += 1;
+        Self { shared: Arc::clone(shared), of }
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if let Some(count) = state.making.get_mut(&self.of) {
+            *count -= 1;
+            if *count == 0 {
+                state.making.remove(&self.of);
+            }
+        }
+    }
+}
+
 async fn retire_tree(shared: &Arc<Shared>, key: &Key, digest: Digest) {
     let named = {
         let state = shared.lock();
-        state.objects.values().any(|e| {
-            let k = &e.object.key;
-            (&k.namespace, &k.name) == (&key.namespace, &key.name)
-                && (e.status.artifact.as_ref().is_some_and(|a| a.digest == digest)
-                    || e.retained.0.iter().any(|s| s.digest == digest && !s.without_tree))
-        })
+        state.making.contains_key(&(key.clone(), digest))
+            || state.objects.values().any(|e| {
+                let k = &e.object.key;
+                (&k.namespace, &k.name) == (&key.namespace, &key.name)
+                    && (e.status.artifact.as_ref().is_some_and(|a| a.digest == digest)
+                        || e.retained.0.iter().any(|s| s.digest == digest && !s.without_tree))
+            })
     };
     if named {
         return;

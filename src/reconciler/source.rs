@@ -13,7 +13,9 @@ use super::{
     desired::Desired,
     failure::Failure,
     group::{Outcome, Route},
-    helm, kustomization, retention, verdict,
+    helm, kustomization,
+    retention::{self, Making},
+    verdict,
     verification::{self, Signatures},
 };
 use crate::{
@@ -64,11 +66,11 @@ impl Obtained {
     }
 }
 
-/// Passes over `members`; the failure that decides when to come back, if there was one.
+/// Passes over `members`, each with the request that this answers; the failure that decides when to come back, if there was one.
 pub async fn pass_over(
     shared: &Arc<Shared>,
     route: &Route,
-    members: Vec<Key>,
+    members: Vec<(Key, Option<String>)>,
     outcome: &Outcome,
     budget: Budget,
     started: Instant,
@@ -85,13 +87,13 @@ pub async fn pass_over(
     };
     let signatures = Arc::new(Signatures::default());
     let mut working = JoinSet::new();
-    for key in members {
+    for (key, token) in members {
         let (shared, route, outcome) = (Arc::clone(shared), route.clone(), outcome.clone());
         let signatures = Arc::clone(&signatures);
         while working.len() >= AT_ONCE {
             note(working.join_next().await.and_then(|joined| joined.unwrap_or_else(resume)));
         }
-        working.spawn(async move { pass(&shared, &route, &key, outcome, &signatures, budget, started).await });
+        working.spawn(async move { pass(&shared, &route, (&key, token), outcome, &signatures, budget, started).await });
     }
     while let Some(joined) = working.join_next().await {
         note(joined.unwrap_or_else(resume));
@@ -107,7 +109,7 @@ fn resume<T>(error: tokio::task::JoinError) -> T {
 async fn pass(
     shared: &Arc<Shared>,
     route: &Route,
-    key: &Key,
+    (key, token): (&Key, Option<String>),
     outcome: Outcome,
     signatures: &Signatures,
     budget: Budget,
@@ -124,8 +126,7 @@ async fn pass(
     }
     let mut status = before.clone();
     let mut warning = None;
-    // Until the status that names it is kept, nothing else keeps the artifact from collection.
-    let mut obtained = None;
+    let mut made = None;
     if desired.policy.is_none() {
         status.conditions.delete(kinds::SOURCE_VERIFIED);
     }
@@ -137,9 +138,9 @@ async fn pass(
                     verification::verify(shared, &object, &desired, target, &mut status, signatures, budget).await?;
                 bring(shared, &object, &desired, target, &mut status, budget).await
             };
-            telling(shared, &object, &before, bringing).await.map(|made| {
-                warning = made.as_ref().and_then(|made| made.manifest.warning.clone());
-                obtained = made;
+            telling(shared, &object, &before, bringing).await.map(|brought| {
+                warning = brought.as_ref().and_then(|made| made.obtained.manifest.warning.clone());
+                made = brought;
             })
         }
     };
@@ -147,6 +148,9 @@ async fn pass(
     status.readdress(&shared.config.advertise);
     let now = Timestamp::now();
     let remains = if result.is_err() { verdict::remains(shared, &status).await } else { String::new() };
+    if token.is_some() {
+        status.last_handled_reconcile_at = token;
+    }
     verdict::judge(&mut status, &object, &desired, &result, &remains, now);
     let mut events = verdict::tell(&before, &status, &desired, &result);
     events.extend(warning.map(|message| Event {
@@ -159,18 +163,18 @@ async fn pass(
     if let Some(failure) = &failure {
         tracing::debug!(%key, class = %failure.class, reason = failure.reason, "{}", failure.message);
     }
-    let made = status.artifact.clone();
+    let artifact = status.artifact.clone();
     if shared.conclude(&object, status, events).await {
         let named = |a: &Option<Artifact>| a.as_ref().map(|a| (a.revision.clone(), a.digest));
-        if obtained.is_some() && named(&before.artifact) == named(&made) {
+        if made.is_some() && named(&before.artifact) == named(&artifact) {
             // The status is as before, but what was lost is here again, and somebody may wait for it.
             kustomization::wake_dependants(shared, key);
         }
-    } else if let Some(made) = made {
+    } else if let Some(artifact) = artifact {
         // Changed, suspended or gone meanwhile: what no status names is not served.
-        retention::discard(shared, key, &made).await;
+        drop(made);
+        retention::discard(shared, key, &artifact).await;
     }
-    drop(obtained);
     record(key, failure.as_ref().map(|f| f.class), started.elapsed());
     failure
 }
@@ -221,7 +225,7 @@ async fn bring(
     target: &Target,
     status: &mut Status,
     budget: Budget,
-) -> Result<Option<Arc<Obtained>>, Failure> {
+) -> Result<Option<Made>, Failure> {
     let is_current = desired.is_current(status, target);
     let before = status.artifact.clone();
     if let Some(artifact) = &status.artifact {
@@ -236,12 +240,14 @@ async fn bring(
             Ok::<_, StoreError>((held, published))
         });
         let (held, published) = held.await.map_err(|e| Failure::storing(&e))?;
-        if !held && artifact.is_larders() {
+        let is_larders = artifact.is_larders();
+        if !held && is_larders {
             // Its path stays known, and is answered with 503 until it is here again: the kept status names it.
             tracing::warn!(key = %object.key, digest = %artifact.digest, "the artifact disappeared from storage");
             status.artifact = None;
         }
-        if published && is_current {
+        // One that another controller stored is not served here, though the layer may be held.
+        if published && is_current && is_larders {
             return Ok(None);
         }
     }
@@ -258,6 +264,7 @@ async fn bring(
     };
     let digest = obtained.built.digest();
     let path = desired.path(&object.key, &digest, obtained.chart.as_ref());
+    let making = Making::new(shared, &object.key, digest);
     shared.published.insert(&path, digest);
     publish_tree(shared, &object.key, &obtained).await?;
     let as_before =
@@ -274,7 +281,13 @@ async fn bring(
     };
     status.artifact = Some(artifact);
     desired.observe(status, &object.key, target, obtained.chart.as_ref(), &shared.config.advertise);
-    Ok(Some(obtained))
+    Ok(Some(Made { obtained, _making: making }))
+}
+
+/// What a pass made, held until the status that names it is kept: nothing else keeps it from collection.
+struct Made {
+    obtained: Arc<Obtained>,
+    _making: Making,
 }
 
 /// The artifact, built once for all members that want the same at once.

@@ -47,9 +47,6 @@ pub fn judge(
     now: Timestamp,
 ) {
     let generation = object.metadata.generation;
-    if let Some(token) = object.requested_at() {
-        status.last_handled_reconcile_at = Some(token.to_string());
-    }
     let conditions = &mut status.conditions;
     match result {
         Ok(()) => {

@@ -13,6 +13,7 @@ mod layering;
 mod migrate;
 mod mirror;
 mod mirror_setup;
+mod overtaken;
 mod registry;
 mod server;
 mod signatures;

@@ -7,11 +7,16 @@ use http::{Method, StatusCode, header};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
+use tokio::sync::watch;
+
 use super::seen::Metadata;
 pub use crate::objects::api::{CallError, Identity};
 use crate::{
     apply::managers::MANAGER,
-    objects::api::{Calls, read, segment},
+    objects::{
+        Leadership,
+        api::{Calls, read, segment},
+    },
 };
 
 /// Objects in one page of a list.
@@ -75,8 +80,8 @@ pub struct Applied {
 pub struct Api(Calls);
 
 impl Api {
-    pub fn new(client: kube::Client) -> Self {
-        Self(Calls::new(client))
+    pub fn new(client: kube::Client, leadership: watch::Receiver<Leadership>) -> Self {
+        Self(Calls::new(client).while_leading(leadership))
     }
 
     /// A document, as Larder itself.

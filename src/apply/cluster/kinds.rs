@@ -8,6 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use super::api::{Api, CallError, Resource};
+use crate::apply::object::Id;
 
 type Known = Arc<HashMap<String, Arc<Resource>>>;
 
@@ -56,6 +57,37 @@ impl Kinds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place, known);
         Ok(resource)
     }
+}
+
+impl Kinds {
+    /// A kind in the version that an inventory has, or, where that is served no more, in one that is: its objects are the same.
+    pub async fn find_any(&self, api: &Api, id: &Id) -> Result<Option<Arc<Resource>>, CallError> {
+        let found = self.find(api, &id.group, &id.version, &id.kind).await?;
+        if found.is_some() || id.group.is_empty() {
+            return Ok(found);
+        }
+        let group: Group = match api.document(&format!("/apis/{}", id.group)).await {
+            Ok(group) => group,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        for Version { version } in group.versions {
+            if let Some(found) = self.find(api, &id.group, &version, &id.kind).await? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct Group {
+    versions: Vec<Version>,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: String,
 }
 
 #[derive(Default, Deserialize)]

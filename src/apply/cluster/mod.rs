@@ -29,6 +29,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
+
 pub use api::{CallError, Identity};
 pub use error::ApplyError;
 pub use pass::{Log, Pass};
@@ -41,7 +43,7 @@ use self::{
     seen::Snapshots,
 };
 use super::{inventory, object::Id, render::Validation};
-use crate::objects::InventoryEntry;
+use crate::objects::{InventoryEntry, Leadership};
 
 /// A Kustomization, as its owner labels name it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -91,10 +93,11 @@ struct Inner {
 }
 
 impl Applier {
-    /// Applies with this client. It should have no rate limit of its own: the server's priority and fairness decides.
-    pub fn new(client: kube::Client) -> Self {
+    /// Applies with this client, as long as this process leads. The client should have no rate limit of its own: the server's
+    /// priority and fairness decides.
+    pub fn new(client: kube::Client, leadership: watch::Receiver<Leadership>) -> Self {
         Self(Arc::new(Inner {
-            api: Api::new(client),
+            api: Api::new(client, leadership),
             kinds: Kinds::default(),
             snapshots: Snapshots::default(),
             memories: Mutex::default(),
@@ -113,6 +116,11 @@ impl Applier {
     /// Forgets a Kustomization that is gone.
     pub fn forget(&self, owner: &Owner) {
         self.0.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
+    }
+
+    /// Forgets all: another replica applies from now on.
+    pub fn forget_all(&self) {
+        self.0.memories.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Deletes everything that a Kustomization applied: its inventory, and what a pass of this process applied beyond it.

@@ -363,7 +363,16 @@ impl Pass {
                 if !(task.force || item.marks.force || live.is_some_and(|seen| seen.marks.force)) {
                     return Err(failed(error));
                 }
-                self.inner.remove(&task.who, item).await?;
+                // A conflict with somebody else's write, or a quota's, passes: only what stays refused is made anew.
+                match self.call_apply(task, item, true).await {
+                    Err(error) if error.is_immutable() => {}
+                    Err(error) => return Err(failed(error)),
+                    Ok(_) => return self.call_apply(task, item, false).await.map_err(failed),
+                }
+                self.inner.remove(task, item).await?;
+                if !(task.may_write)() {
+                    return Err(ApplyError::Canceled);
+                }
                 self.call_apply(task, item, false).await.map_err(failed)
             }
             other => other.map_err(failed),
@@ -456,8 +465,8 @@ impl Inner {
     }
 
     /// Deletes an object that is made anew, and waits until it is gone.
-    async fn remove(&self, who: &Identity, item: &Item) -> Result<(), ApplyError> {
-        let Id { namespace, name, .. } = &item.id;
+    async fn remove(&self, task: &Task<'_>, item: &Item) -> Result<(), ApplyError> {
+        let (who, Id { namespace, name, .. }) = (&task.who, &item.id);
         let failed = |source| ApplyError::call(&item.id, "delete (immutable field detected)", source);
         let deadline = Instant::now() + GONE;
         let mut delay = Duration::from_millis(100);

@@ -56,7 +56,7 @@ impl Pass {
         let deadline = Instant::now() + limit;
         for id in ids {
             loop {
-                let there = match self.inner.kinds.find(&self.inner.api, &id.group, &id.version, &id.kind).await {
+                let there = match self.inner.kinds.find_any(&self.inner.api, id).await {
                     Ok(Some(of)) => self.inner.api.metadata(who, &of, &id.namespace, &id.name).await,
                     Ok(None) => Ok(None),
                     Err(error) => Err(error),
@@ -75,7 +75,7 @@ impl Pass {
 impl Inner {
     /// Deletes one object if it is ours to delete; whether it was there and is deleted.
     async fn prune(self: &Arc<Self>, who: &Identity, owner: &Owner, id: &Id) -> Result<bool, ApplyError> {
-        let found = self.kinds.find(&self.api, &id.group, &id.version, &id.kind).await;
+        let found = self.kinds.find_any(&self.api, id).await;
         // What has no definition any more has no objects either.
         let Some(of) = found.map_err(|source| ApplyError::call(id, "discovery", source))? else { return Ok(false) };
         for attempt in 1.. {

@@ -97,6 +97,8 @@ pub struct Cluster {
 
 struct Inner {
     calls: Calls,
+    /// What only the replica that leads may make.
+    writes: Calls,
     client: kube::Client,
     settings: Settings,
     state: Mutex<State>,
@@ -149,6 +151,7 @@ impl Cluster {
         let (events, posting) = events::sink(calls.clone(), settings.events.clone(), &settings.identity);
         let inner = Arc::new(Inner {
             missing: AtomicUsize::new(settings.kinds.len()),
+            writes: calls.while_leading(leadership.clone()),
             calls,
             client: client.clone(),
             settings,

@@ -13,7 +13,7 @@ use super::{Cluster, Inner};
 use crate::{
     class::Class,
     objects::{
-        BackendError, BoxFuture, ConfigMap, References, SecretObject, ServiceAccount,
+        BackendError, BoxFuture, ConfigMap, Key, References, SecretObject, ServiceAccount, WithStatus,
         api::{CallError, Identity, read, segment},
         manifest::{self, Content, Declared},
     },
@@ -148,6 +148,17 @@ impl References for Cluster {
         audiences: &'a [String],
     ) -> BoxFuture<'a, Result<Option<Secret>, BackendError>> {
         Box::pin(self.inner.token(namespace, name, audiences))
+    }
+
+    fn object<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<WithStatus>, BackendError>> {
+        Box::pin(async move {
+            let path = super::path(key.kind, &key.namespace, &key.name);
+            let found = self.inner.get(&path).await.map_err(|e| BackendError::api("read", &key.to_string(), &e))?;
+            let shown = found.map(serde_json::from_value).transpose();
+            let shown = shown.map_err(|e| BackendError::Api(format!("cannot read {key}: {e}")))?;
+            let read = shown.map(|shown| super::read_object(key.kind, shown)).transpose();
+            read.map_err(|(key, why)| BackendError::Api(format!("cannot read {key}: {why}")))
+        })
     }
 
     fn config_map<'a>(

@@ -34,7 +34,7 @@ async fn patch(inner: &Inner, path: &str, body: &Value) -> Result<Written, CallE
     let headers = [(header::ACCEPT, METADATA), (header::CONTENT_TYPE, "application/merge-patch+json")];
     let path = format!("{path}?fieldManager={MANAGER}");
     let (_, body) =
-        inner.calls.call(&Method::PATCH, &path, &Identity::default(), &headers, body.to_string().as_bytes()).await?;
+        inner.writes.call(&Method::PATCH, &path, &Identity::default(), &headers, body.to_string().as_bytes()).await?;
     read::<Partial>(&body).map(|partial| partial.metadata)
 }
 

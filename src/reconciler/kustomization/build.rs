@@ -33,11 +33,19 @@ pub fn rendered_file(root: &Path, key: &Key) -> PathBuf {
 
 /// Renders to the file; what is in it.
 pub async fn to_file(shared: &Arc<Shared>, wanted: &Wanted<'_>) -> Result<Vec<InventoryEntry>, Blocked> {
-    let file = rendered_file(shared.puller.store().root(), &wanted.object.key);
+    let (of, key) = (Arc::clone(shared), wanted.object.key.clone());
+    let file = rendered_file(of.puller.store().root(), &key);
+    let gate = move || of.lock().objects.get(&key).map(|entry| Arc::clone(&entry.gate));
+    let begun = gate();
     let rendered = build(shared, wanted, move |request, in_time| {
+        let lives = || matches!((&begun, gate()), (Some(begun), Some(now)) if Arc::ptr_eq(begun, &now));
         let rendered = render::render(request).map_err(Blocked::Render)?;
-        if in_time() {
+        if in_time() && lives() {
             write(&file, &rendered).map_err(Blocked::Write)?;
+            // Deleted at this moment: whoever removed the file may have come before it.
+            if gate().is_none() {
+                let _ = std::fs::remove_file(&file);
+            }
         }
         Ok(rendered)
     });

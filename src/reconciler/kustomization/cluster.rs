@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Blocked, Wanted, build, hide, progress, timeout};
+use super::{Blocked, Wanted, build, ends_elsewhere, hide, progress, timeout};
 use crate::{
     apply::{
         cluster::{Applier, ApplyError, Checks, Identity, Log, Owner, Task},
@@ -14,11 +14,10 @@ use crate::{
         render::Validation,
         substitute::Variables,
     },
-    class::chain,
-    metrics,
+    class::{Class, chain},
     objects::{
-        Artifact, ConditionStatus, Conditions, Event, Inventory, InventoryEntry, Key, KustomizationSpec, Leadership,
-        Object, Spec, Status, condition::kinds,
+        Artifact, ConditionStatus, Conditions, Event, Inventory, InventoryEntry, Key, KustomizationSpec, Object, Spec,
+        Status, condition::kinds,
     },
     reconciler::Shared,
 };
@@ -81,7 +80,9 @@ pub async fn bring(
             progress(status, generation, &format!("Applying revision {}", artifact.revision));
             shared.conclude(object, status.clone(), Vec::new()).await;
         }
-        let old = status.inventory.as_ref().map(|i| i.entries.clone()).unwrap_or_default();
+        let mut old = status.inventory.as_ref().map(|i| i.entries.clone()).unwrap_or_default();
+        // A pass before this one may have come to its end after the spec changed, or not at all.
+        inventory::merge(&mut old, pass.inventory());
         match pass.apply(&task, &inputs, objects, log).await {
             Ok(entries) => {
                 let stale = if spec.prune { inventory::stale(&old, &entries) } else { Vec::new() };
@@ -190,30 +191,83 @@ fn doomed<'a>(spec: &KustomizationSpec, status: &'a Status) -> Option<&'a [Inven
     (deletes && !spec.suspend).then_some(entries)
 }
 
-/// Deletes what a Kustomization applied that is being deleted, and lets it go then. Tries until it can, or may not any more.
-pub async fn finalize(shared: Arc<Shared>, applier: Applier, object: Arc<Object>, status: Status) {
-    let (Spec::Kustomization(spec), key) = (&object.spec, &object.key) else { return };
-    let owner = owner(key);
-    if let Some(entries) = doomed(spec, &status) {
-        while !delete(&shared, &applier, &object, spec, &owner, entries).await {
-            // Another replica does it now, unless this one leads again before.
-            let mut leadership = shared.leadership.clone();
-            tokio::select! {
-                _ = leadership.wait_for(|l| *l == Leadership::Leading) => {}
-                () = shared.shutdown.wait() => return,
-            }
-            if shared.backend.show(key).await.is_none() {
-                break;
-            }
+/// Nothing is known any more of what was applied for a Kustomization that is gone.
+pub fn forget(applier: &Applier, key: &Key) {
+    applier.forget(&owner(key));
+}
+
+/// Begins to end a Kustomization that is being deleted, unless that is under way, or somebody else's to do.
+pub async fn end(shared: &Arc<Shared>, applier: &Applier, object: &Arc<Object>, spec: &KustomizationSpec) {
+    let key = &object.key;
+    let status = {
+        let mut state = shared.lock();
+        let Some(entry) = state.objects.get_mut(key) else { return };
+        // It ends after its pass, which writes nothing any more.
+        entry.task = None;
+        if entry.ending {
+            return;
         }
+        entry.ending = true;
+        entry.status.clone()
+    };
+    let why = if ends_elsewhere(shared, object, spec, &status) {
+        None
+    } else if is_remote(spec) && doomed(spec, &status).is_some_and(|entries| !entries.is_empty()) {
+        Some(
+            "spec.kubeConfig: what was applied lies in another cluster, where nothing is deleted from here; let Flux's \
+             kustomize-controller end this object, or set spec.deletionPolicy to Orphan",
+        )
+    } else {
+        tokio::spawn(finalize(Arc::clone(shared), applier.clone(), key.clone(), object.metadata.uid.clone()));
+        return;
+    };
+    if let Some(entry) = shared.lock().objects.get_mut(key) {
+        entry.ending = false;
     }
-    applier.forget(&owner);
-    metrics::forget_object(key.kind.name(), &key.namespace, &key.name);
-    match shared.backend.forget(key).await {
-        Ok(()) => tracing::info!(%key, "deleted"),
-        Err(error) => {
-            tracing::warn!(%key, error = chain(&error), "cannot let the object go; it is tried again");
-            shared.forget_later(key.clone()).await;
+    if let Some(message) = why {
+        let event =
+            Event { normal: false, reason: "PruneFailed".into(), message: message.into(), class: Some(Class::Spec) };
+        shared.backend.event(object, event).await;
+    }
+}
+
+fn is_remote(spec: &KustomizationSpec) -> bool {
+    spec.kube_config.as_ref().is_some_and(|value| !value.is_null())
+}
+
+/// An object that is still being deleted, as it and its status are now, if this process may end it.
+fn going(shared: &Shared, key: &Key, uid: &str) -> Option<(Arc<Object>, Status)> {
+    let leads = shared.is_leading();
+    let mut state = shared.lock();
+    let entry = state.objects.get_mut(key)?;
+    let metadata = &entry.object.metadata;
+    if metadata.uid != uid || metadata.deletion_timestamp.is_none() {
+        return None;
+    }
+    // Whoever leads then begins anew.
+    entry.ending = leads;
+    leads.then(|| (Arc::clone(&entry.object), entry.status.clone()))
+}
+
+/// Deletes what a Kustomization applied that is being deleted, and lets it go then. Tries until it can, or may not any more;
+/// its spec at that moment says what is deleted.
+async fn finalize(shared: Arc<Shared>, applier: Applier, key: Key, uid: String) {
+    let mut delay = RETRY.0;
+    while let Some((object, status)) = going(&shared, &key, &uid) {
+        let Spec::Kustomization(spec) = &object.spec else { return };
+        let done = match doomed(spec, &status) {
+            Some(entries) => delete(&shared, &applier, &object, spec, entries).await,
+            None => true,
+        };
+        if done {
+            if going(&shared, &key, &uid).is_some() {
+                shared.remove(&key).await;
+            }
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(delay) => delay = (delay * 2).min(RETRY.1),
+            () = shared.shutdown.wait() => return,
         }
     }
 }
@@ -224,33 +278,23 @@ async fn delete(
     applier: &Applier,
     object: &Object,
     spec: &KustomizationSpec,
-    owner: &Owner,
     entries: &[InventoryEntry],
 ) -> bool {
     let wait = (spec.deletion_policy.as_deref() == Some("WaitForTermination")).then(|| timeout(spec));
-    let watch = Arc::clone(shared);
-    let may_write = move || watch.is_leading();
-    let mut delay = RETRY.0;
-    loop {
-        if !may_write() {
-            return false;
-        }
-        let mut log = Log::default();
-        let done = applier.remove_all(owner, account(spec), entries, wait, &may_write, &mut log).await;
-        if !log.0.is_empty() {
-            let message = log.0.join("\n");
-            let event = Event { normal: true, reason: "ReconciliationSucceeded".into(), message, class: None };
-            shared.backend.event(object, event).await;
-        }
-        let Err(error) = done else { return true };
-        let message = format!("pruning for deleted resource failed: {}", chain(&error));
-        let event = Event { normal: false, reason: error.reason().into(), message, class: Some(error.class()) };
+    let (watch, key, uid) = (Arc::clone(shared), object.key.clone(), object.metadata.uid.clone());
+    let may_write = move || going(&watch, &key, &uid).is_some();
+    let mut log = Log::default();
+    let done = applier.remove_all(&owner(&object.key), account(spec), entries, wait, &may_write, &mut log).await;
+    if !log.0.is_empty() {
+        let message = log.0.join("\n");
+        let event = Event { normal: true, reason: "ReconciliationSucceeded".into(), message, class: None };
         shared.backend.event(object, event).await;
-        tokio::select! {
-            () = tokio::time::sleep(delay) => delay = (delay * 2).min(RETRY.1),
-            () = shared.shutdown.wait() => return false,
-        }
     }
+    let Err(error) = done else { return true };
+    let message = format!("pruning for deleted resource failed: {}", chain(&error));
+    let event = Event { normal: false, reason: error.reason().into(), message, class: Some(error.class()) };
+    shared.backend.event(object, event).await;
+    false
 }
 
 #[cfg(test)]

@@ -7,11 +7,11 @@ use larder::{
         object::Id,
         render::Validation,
     },
-    objects::InventoryEntry,
+    objects::{InventoryEntry, Leadership},
 };
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::cluster::env::{Cluster, need_cluster};
 
@@ -37,7 +37,13 @@ impl Apps {
             kube::Client::try_from(config).expect("a client")
         });
         let owner = Owner { namespace: "flux-system".into(), name: "apps".into() };
-        Self { applier: Applier::new(client), owner, validation: Validation::Staged, force: false, runtime }
+        Self {
+            applier: Applier::new(client, watch::channel(Leadership::Leading).1),
+            owner,
+            validation: Validation::Staged,
+            force: false,
+            runtime,
+        }
     }
 
     fn task(&self) -> Task<'static> {

@@ -183,6 +183,15 @@ pub fn what_takes_from_fluxs_sources_is_left_to_flux(api: &impl Kubernetes) {
         assert!(left["metadata"]["finalizers"].is_null() && left["status"]["conditions"].is_null(), "{left}");
         assert_eq!(api.events("Kustomization", name), [], "{name}");
     }
+    // Its end is Flux's too: whoever else let it go would leave on the cluster what it applied.
+    let going = path_of(&fluxs[1]);
+    let finalizers = json!(["finalizers.fluxcd.io"]);
+    api.patch(&going, &json!({ "metadata": { "finalizers": finalizers } }));
+    api.delete(&going);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(api.get(&going).expect("held")["metadata"]["finalizers"], finalizers);
+    api.patch(&going, &json!({ "metadata": { "finalizers": null } }));
+    api.wait_gone(&going);
     // It is Larder's as soon as its source is.
     api.delete(&path_of(&git));
     let url = stage.oci_repository("git", "team/app", json!({}))["spec"]["url"].clone();
