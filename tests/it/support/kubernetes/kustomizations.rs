@@ -112,6 +112,28 @@ pub fn what_is_no_longer_there_is_pruned_and_an_empty_artifact_prunes_all(api: &
     }
 }
 
+pub fn what_was_applied_in_a_version_that_is_served_no_more_is_pruned(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    source(&stage, &maps(&[("a", "1")]));
+    let owner =
+        json!({ "kustomize.toolkit.fluxcd.io/name": "app", "kustomize.toolkit.fluxcd.io/namespace": NAMESPACE });
+    let labels = json!({ "app": "old" });
+    let pod = json!({ "metadata": { "labels": labels }, "spec": { "containers": [{ "name": "a", "image": "a" }] } });
+    api.create(
+        &json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "old", "namespace": NAMESPACE,
+        "labels": owner }, "spec": { "replicas": 0, "selector": { "matchLabels": labels }, "template": pod } }),
+    );
+    let wanted = kustomization("app", json!({}));
+    let path = path_of(&wanted);
+    api.create(&wanted);
+    let inventory = json!({ "entries": [{ "id": "default_old_apps_Deployment", "v": "v1beta2" }] });
+    api.patch(&format!("{path}/status"), &json!({ "status": { "inventory": inventory } }));
+    let _larder = stage.serve(&[]);
+    let ready = stage.ready(&path);
+    assert_eq!(ready["status"]["inventory"]["entries"], json!([{ "id": "default_a__ConfigMap", "v": "v1" }]));
+    api.wait_gone(&format!("{DEPLOYMENTS}/old"));
+}
+
 pub fn an_edit_is_undone_within_an_interval_and_looking_is_cheap(api: &impl Kubernetes) {
     let stage = Stage::new(api);
     source(&stage, &maps(&[("a", "1"), ("b", "1"), ("c", "1"), ("d", "1"), ("e", "1")]));
