@@ -157,7 +157,12 @@ impl HttpBody for Body {
                 None => return Poll::Ready(None),
             },
             Inner::Following(following) => {
-                let waits = || this.account.as_ref().is_some_and(|account| account.activity.is_waiting());
+                // Over HTTP/2 an end waits its turn behind what was handed over, and what the whole connection's socket
+                // waits for would say nothing of this stream.
+                let waits = || {
+                    let activity = this.account.as_ref().map(|account| &account.activity);
+                    activity.is_some_and(|activity| activity.is_waiting() && !activity.is_shared())
+                };
                 match std::task::ready!(following.poll_piece(cx, waits)) {
                     Some(piece) => piece.map_err(|error| {
                         this.outcome = Some(error.class());

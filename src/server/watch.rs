@@ -118,6 +118,11 @@ impl Activity {
         self.shared.store(true, Relaxed);
     }
 
+    /// Whether requests share the connection.
+    pub fn is_shared(&self) -> bool {
+        self.shared.load(Relaxed)
+    }
+
     pub fn end(&self) {
         self.ended.store(true, Relaxed);
     }

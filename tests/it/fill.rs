@@ -1,9 +1,18 @@
 //! One fetch for all who ask, and what they read while it comes: the puller against a registry that misbehaves as told.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{body::Incoming, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use larder::{
     class::Class,
     digest::Digest,
@@ -17,8 +26,8 @@ use larder::{
     store::{Bounds, Store},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    net::{TcpSocket, TcpStream},
     sync::watch,
 };
 
@@ -487,13 +496,19 @@ async fn a_blob_that_cannot_be_kept_is_passed_on_and_verified() {
     }
 }
 
-/// Answers every request with the blob, as it comes.
+/// Longer than what a machine's sockets hold.
+const SOCKETFUL: usize = 32 << 20;
+
+/// Answers every request with the blob, as it comes; but `/long` with a socketful and more.
 struct Following(Puller, Ask);
 
 impl Handler for Following {
     const LISTENER: metrics::Listener = metrics::Listener::Registry;
 
-    async fn handle(&self, _: Request<Incoming>, _: Peer) -> Response<Body> {
+    async fn handle(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
+        if request.uri().path() == "/long" {
+            return Response::new(Body::memory(vec![0; SOCKETFUL]));
+        }
         let follower = follower(self.0.open(&self.1).await.unwrap().0);
         let size = follower.size();
         Response::builder().header("content-length", size).body(Body::following(follower, 0, size)).unwrap()
@@ -533,6 +548,102 @@ async fn an_answer_ends_early_and_in_order_where_the_upstream_died_and_before_th
         assert!(*body == bytes[..body.len()]);
         serving.abort();
     }
+}
+
+/// Whether a socket is read from; who waits for that.
+#[derive(Default)]
+struct Gate(Mutex<(bool, Option<Waker>)>);
+
+impl Gate {
+    fn set(&self, shut: bool) {
+        let mut gate = self.0.lock().unwrap();
+        gate.0 = shut;
+        if let Some(waker) = gate.1.take() {
+            waker.wake();
+        }
+    }
+}
+
+struct Gated(TcpStream, Arc<Gate>);
+
+impl AsyncRead for Gated {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut gate = self.1.0.lock().unwrap();
+        if gate.0 {
+            gate.1 = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        drop(gate);
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Gated {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http2_an_answer_ends_early_also_while_another_fills_the_socket() {
+    let world = World::new().await;
+    let digest = world.registry.add_blob("team/app", &content(LARGE));
+    let (gate, open) = watch::channel(false);
+    let half = LARGE / 2;
+    let then = Box::new(Fault::Cut { after: half, reset: false });
+    world.registry.fault(of(Kind::BlobGet), 1, Fault::Gate { after: half, open, then });
+    world.registry.fault(of(Kind::BlobGet), 9, Fault::status(404));
+    let bound = Bound::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let address = bound.address();
+    let (_trigger, shutdown) = shutdown::channel();
+    // Nothing of it falls silent meanwhile.
+    let ask = Ask { budget: Budget::within(HOUR), ..world.ask(digest) };
+    let serving = tokio::spawn(larder::server::serve(
+        bound,
+        Arc::new(Following(world.puller.clone(), ask)),
+        Limits::default(),
+        shutdown,
+    ));
+    let reads = Arc::new(Gate::default());
+    let stream = Gated(socket.connect(address).await.unwrap(), reads.clone());
+    let (mut send, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(2 * SOCKETFUL as u32)
+        .initial_connection_window_size(3 * SOCKETFUL as u32)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let request = |path: &str| Request::get(format!("http://a{path}")).body(Empty::<Bytes>::new()).unwrap();
+    let mut blob = send.send_request(request("/")).await.unwrap().into_body();
+    let mut came = 0;
+    while came < half {
+        came += blob.frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    reads.set(true);
+    let other = tokio::spawn(send.send_request(request("/long")));
+    // For the other answer to fill the socket, and for the blob's end to be seen.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    gate.send_replace(true);
+    while world.gets() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    reads.set(false);
+    let ended = tokio::time::timeout(Duration::from_secs(20), blob.frame()).await.expect("the answer ends");
+    assert!(!matches!(ended, Some(Ok(_))) && came == half, "nothing more of it comes");
+    let other = other.await.unwrap().unwrap().into_body().collect().await.unwrap();
+    assert_eq!(other.to_bytes().len(), SOCKETFUL);
+    serving.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
