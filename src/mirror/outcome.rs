@@ -136,6 +136,8 @@ impl From<&PullError> for Miss {
             Some((status, by)) => format!("{by} said {status}").into(),
             None => without_names(cause).into(),
         };
+        // What the token service says is no word about what was asked for, unless it refuses who asks.
+        let by_token_service = matches!(cause, RegistryError::Token { .. }) && class != Class::Auth;
         match (class, said) {
             (Class::Net | Class::Rate | Class::Disk | Class::Policy, _) => Self::Unavailable {
                 reason,
@@ -143,6 +145,9 @@ impl From<&PullError> for Miss {
                 status: said.map(|(status, _)| status),
                 retry_after: cause.retry_after(),
             },
+            (_, Some((status, _))) if by_token_service => {
+                Self::Unavailable { reason, class: Class::Proto, status: Some(status), retry_after: None }
+            }
             (_, Some((400 | 401 | 403 | 404 | 410, _))) | (Class::Digest, _) => Self::NotFound { reason, class },
             _ => Self::Unavailable { reason, class, status: None, retry_after: None },
         }
@@ -234,7 +239,9 @@ mod tests {
             assert_eq!((miss.is_failure(), miss.to_string().as_str()), (found, says));
             let token = RegistryError::Token { realm: "https://r.example/t".into(), source: Arc::new(status(answer)) };
             let miss = Miss::from(&PullError::Registry(token));
-            assert_eq!(miss.is_failure(), found, "{answer}");
+            // It may refuse who asks, but knows nothing of what is there.
+            assert_eq!(miss.is_failure(), !matches!(answer, 401 | 403), "{answer}");
+            assert_eq!(miss.is_denial(), matches!(answer, 401 | 403), "{answer}");
             assert_eq!(miss.to_string(), format!("the {}", says.replace("upstream", "upstream's token service")));
         }
         let limited = RegistryError::RateLimited { host: "r.example".into(), after: Duration::from_secs(7) };

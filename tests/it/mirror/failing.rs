@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use larder::mirror::Mode;
+
 use super::{Scene, cache_status, push};
-use crate::support::registry::{Fault, Kind, ScriptedRegistry, Seen, of};
+use crate::support::registry::{Auth, Fault, Kind, Options, ScriptedRegistry, Seen, of};
 
 fn everything(_: &Seen) -> bool {
     true
@@ -235,4 +237,26 @@ async fn one_thing_that_hangs_does_not_make_an_upstream_silent() {
     assert_eq!([statuses.0.status, statuses.1.status, statuses.2.status], [503; 3]);
     assert_eq!(scene.get("a/manifests/v1").await.status, 200);
     assert_eq!(scene.get("b/manifests/v1").await.status, 404, "it is asked");
+}
+
+#[tokio::test]
+async fn a_token_services_404_takes_nothing_back() {
+    let auth = Auth::Token { user: None, realm: None, expires_in: None };
+    let scene = Scene::guarded(Options { auth, tls: None }, Mode::Public).await;
+    let image = push(&scene.upstream, "a", "v1", b"layer");
+    assert_eq!(scene.get("a/manifests/v1").await.status, 200);
+    scene.upstream.fault(of(Kind::Token), usize::MAX, Fault::status(404));
+    scene.upstream.revoke_tokens();
+    scene.pass(360);
+    let reply = scene.get("a/manifests/v1").await;
+    assert_eq!((reply.status, &reply.body), (200, &image.manifest), "{}", reply.text());
+    assert_eq!(cache_status(&reply), "larder; fwd=stale; fwd-status=404");
+    let other = scene.get("a/manifests/v2").await;
+    assert_eq!(other.status, 503);
+    assert!(other.text().contains("the upstream's token service said 404"), "{}", other.text());
+    // Nothing was taken back, and nothing is remembered as absent.
+    scene.upstream.heal();
+    scene.upstream.fault(everything, usize::MAX, Fault::status(503));
+    scene.pass(360);
+    assert_eq!(scene.get("a/manifests/v1").await.body, image.manifest);
 }
