@@ -94,21 +94,26 @@ impl Inner {
         // Whether the answer may say `hit`: only for what this reader had been shown before.
         let known = self.readers.get(&reader.id).is_some();
         let fallback = self.fallback(repository, reader, selector).await?;
+        let health = &repository.upstream.health;
+        let key = self.readers.hash(&[b"check", &reader.id, selector.to_string().as_bytes()]);
         if let Some(stale) = &fallback
-            && repository.upstream.health.is_failing()
+            && health.is_failing()
         {
-            if repository.upstream.health.may_probe(now) {
-                let key = self.readers.hash(&[b"check", &reader.id, selector.to_string().as_bytes()]);
-                self.checks.begin(key, || self.check(repository, reader, selector, granted, IMPATIENCE));
+            let asks = health.may_probe(now);
+            // Where it failed long ago, whoever asks it waits for the answer, and who wants the same waits too: what is
+            // held may be as old as that.
+            if health.failed_lately(now) || !asks && !self.checks.has(&key) {
+                if asks {
+                    self.checks.begin(key, || self.check(repository, reader, selector, granted, IMPATIENCE));
+                }
+                let status = match stale.overdue {
+                    0 => CacheStatus::Hit,
+                    seconds => CacheStatus::HitStale(seconds),
+                };
+                return Ok(stale.answer(status));
             }
-            let status = match stale.overdue {
-                0 => CacheStatus::Hit,
-                seconds => CacheStatus::HitStale(seconds),
-            };
-            return Ok(stale.answer(status));
         }
         let patience = if fallback.is_some() { IMPATIENCE } else { PATIENCE };
-        let key = self.readers.hash(&[b"check", &reader.id, selector.to_string().as_bytes()]);
         let check = || self.check(repository, reader, selector, granted, patience);
         let (result, began) = self.checks.run(key, check).await;
         let result = result.unwrap_or_else(|| Err(Miss::here("the question to the upstream failed", Class::Limit)));

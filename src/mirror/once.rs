@@ -53,6 +53,11 @@ where
         (value, began)
     }
 
+    /// Whether work for `key` is under way.
+    pub fn has(&self, key: &K) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
     /// Begins the work unless some is under way, and waits for nothing.
     pub fn begin<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<V>>, bool)
     where

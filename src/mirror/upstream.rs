@@ -12,7 +12,10 @@ use std::{
 use http::HeaderValue;
 use regex::Regex;
 
-use super::{clock::millis, silence::Silence};
+use super::{
+    clock::{lasts, millis},
+    silence::Silence,
+};
 use crate::{
     blocking,
     class::Class,
@@ -360,6 +363,8 @@ pub(super) struct Health {
     failures: AtomicU32,
     /// When the next question may be put on behalf of nobody.
     next: AtomicU64,
+    /// When it last failed.
+    last: AtomicU64,
     /// Whether it is left alone for now, because it does not answer at all.
     pub silence: Silence,
 }
@@ -380,6 +385,7 @@ impl Health {
 
     /// It failed.
     pub fn failed(&self, now: u64) {
+        self.last.store(now, Ordering::Relaxed);
         let before = self.failures.fetch_add(1, Ordering::Relaxed).min(8);
         self.next.store(now.saturating_add((FIRST_PAUSE << before).min(LONGEST_PAUSE)), Ordering::Relaxed);
     }
@@ -387,6 +393,11 @@ impl Health {
     /// Whether its last answer was a failure.
     pub fn is_failing(&self) -> bool {
         self.failures.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether it failed a moment ago. Of a failure from before that nobody knows whether it lasts.
+    pub fn failed_lately(&self, now: u64) -> bool {
+        self.is_failing() && lasts(self.last.load(Ordering::Relaxed), LONGEST_PAUSE, now)
     }
 
     /// While it fails: whether to ask it once more; at most one caller in each pause is told so.
@@ -481,14 +492,15 @@ mod tests {
         let mut now = 10_000_000;
         for pause in [1000, 2000, 4000, 5000, 5000] {
             health.failed(now);
-            assert!(health.is_failing());
+            assert!(health.is_failing() && health.failed_lately(now) && health.failed_lately(now + LONGEST_PAUSE - 1));
+            assert!(!health.failed_lately(now + LONGEST_PAUSE));
             assert!(!health.may_probe(now + pause - 1), "{pause}");
             assert!(health.may_probe(now + pause), "{pause}");
             assert!(!health.may_probe(now + pause), "only one");
             now += pause;
         }
         health.worked();
-        assert!(!health.is_failing());
+        assert!(!health.is_failing() && !health.failed_lately(now));
         health.failed(now);
         assert!(health.may_probe(now - 3_600_000), "the clock was set back");
     }

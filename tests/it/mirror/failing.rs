@@ -105,6 +105,29 @@ async fn the_upstream_is_asked_again_in_the_background_and_believed_when_it_is_b
 }
 
 #[tokio::test]
+async fn a_failure_of_long_ago_shows_nobody_a_stale_tag_unasked() {
+    let scene = Scene::new().await;
+    push(&scene.upstream, "a", "v1", b"one");
+    scene.get("a/manifests/v1").await;
+    scene.upstream.fault(everything, usize::MAX, Fault::status(500));
+    scene.pass(60);
+    assert_eq!(cache_status(&scene.get("a/manifests/v1").await), "larder; fwd=stale; fwd-status=500");
+    scene.upstream.heal();
+    let second = push(&scene.upstream, "a", "v1", b"two");
+    scene.pass(3600);
+    // Who comes while it is asked has its answer, too.
+    scene.upstream.fault(of(Kind::ManifestHead), 1, Fault::Delay(Duration::from_millis(300)));
+    let (path, asked) = ("a/manifests/v1", scene.upstream.requests());
+    let (one, other) = tokio::join!(scene.get(path), async {
+        while scene.upstream.requests() == asked {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        scene.get(path).await
+    });
+    assert_eq!([one.body, other.body], [second.manifest.clone(), second.manifest]);
+}
+
+#[tokio::test]
 async fn a_429_is_heeded_and_never_passed_on() {
     let scene = Scene::new().await;
     push(&scene.upstream, "a", "v1", b"layer");
