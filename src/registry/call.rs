@@ -303,7 +303,8 @@ impl Inner {
         Ok(tls)
     }
 
-    /// Sends, and follows redirects: Authorization only to the first origin, https never to http, every address checked.
+    /// Sends, and follows redirects: Authorization and refresh tokens only to the first origin, https never to http, every
+    /// address checked.
     pub(super) async fn follow(
         &self,
         session: &Arc<Session>,
@@ -334,6 +335,13 @@ impl Inner {
                 });
             }
             if !next.same_origin(&target) {
+                // The body is a refresh token, and no header that could be left away.
+                if send.kind == RequestKind::Token && !send.body.is_empty() {
+                    return Err(RegistryError::Forbidden {
+                        what: target.to_string(),
+                        why: format!("it redirects a request that carries a credential to another host: {next}"),
+                    });
+                }
                 send.headers.remove(AUTHORIZATION);
                 send.private = peer.is_some_and(address::is_private);
             }
