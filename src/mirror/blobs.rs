@@ -10,8 +10,8 @@ use crate::{
     class::{Class, chain},
     digest::Digest,
     oci::{Document, Selector},
-    pull::{self, Follower, How, Opened},
-    registry::Budget,
+    pull::{self, Follower, How, Opened, PullError},
+    registry::{Budget, RegistryError},
     store::Blob,
 };
 
@@ -189,7 +189,7 @@ impl Inner {
                     inner.negatives.put(what, reader.id, &miss, span, inner.clock.now());
                     Err(miss)
                 }
-                Err(error) => Err(inner.refused(&repository, &reader, what, false, &error).await),
+                Err(error) => Err(inner.blob_refused(&repository, &reader, what, &error).await),
             }
         };
         let (result, _) = self.lengths.run(key, ask).await;
@@ -252,8 +252,29 @@ impl Inner {
             }
             Err(error) => {
                 tracing::debug!(%digest, error = chain(&error), "a blob cannot be filled");
-                Err(self.refused(repository, reader, what, false, &error).await)
+                Err(self.blob_refused(repository, reader, what, &error).await)
             }
         }
+    }
+
+    /// What the upstream's failure or refusal means for a blob. The 401 or 403 of a host that the upstream led to, such
+    /// as its storage, says nothing about who may read the repository: it is remembered of this blob alone.
+    async fn blob_refused(
+        self: &Arc<Self>,
+        repository: &Arc<Mirrored>,
+        reader: &Reader,
+        what: Hash,
+        error: &PullError,
+    ) -> Miss {
+        let upstream = &repository.upstream;
+        let miss = Miss::from(error);
+        let elsewhere = matches!(error.registry(), Some(RegistryError::Status { url, .. }) if !upstream.is_own(url));
+        if !elsewhere || !miss.is_denial() {
+            return self.refused(repository, reader, what, false, error).await;
+        }
+        tracing::debug!(upstream = upstream.name(), repository = %repository.name, error = chain(error), "a blob is refused where the upstream led to");
+        upstream.health.worked();
+        self.negatives.put(what, reader.id, &miss, upstream.negative_ttl(), self.clock.now());
+        miss
     }
 }

@@ -258,6 +258,13 @@ impl Upstream {
         Endpoint { registry: self.config.registry.clone(), transport: self.transport.clone(), credentials }
     }
 
+    /// Whether a URL is one of the registry itself, and not of a host that it led to.
+    pub(super) fn is_own(&self, url: &str) -> bool {
+        let scheme = if self.transport.plain_http { "http" } else { "https" };
+        let authority = self.at.as_ref().unwrap_or(&self.config.registry).api_authority();
+        origin(url) == origin(&format!("{scheme}://{authority}"))
+    }
+
     /// The operator's credential for a repository.
     pub(super) async fn shared_credentials(&self, repository: &Repository) -> Result<Credentials, CredentialsError> {
         let Some(shared) = &self.shared else { return Ok(Credentials::Anonymous) };
@@ -276,6 +283,17 @@ fn parse_url(url: &str) -> Option<(bool, Registry)> {
         None => (true, url.strip_prefix("http://")?),
     };
     Some((plain, rest.strip_suffix('/').unwrap_or(rest).parse().ok()?))
+}
+
+/// A URL's scheme, and its host with a port that is not the scheme's own.
+fn origin(url: &str) -> Option<(&str, String)> {
+    let (scheme, rest) = url.split_once("://")?;
+    let mut authority = rest.split('/').next()?.to_ascii_lowercase();
+    let own = if scheme == "https" { ":443" } else { ":80" };
+    if authority.ends_with(own) {
+        authority.truncate(authority.len() - own.len());
+    }
+    Some((scheme, authority))
 }
 
 /// Why the operator's credential is not to be had.
@@ -482,6 +500,21 @@ mod tests {
         let upstream = Upstream::new(0, config).unwrap();
         for (tag, ttl) in [("v1", 3_600_000), ("latest", 5000), ("latest2", 60_000)] {
             assert_eq!(upstream.tag_ttl(&tag.parse().unwrap()), ttl, "{tag}");
+        }
+    }
+
+    #[test]
+    fn a_registrys_own_urls_are_told_from_those_it_leads_to() {
+        for (registry, url, asked, own) in [
+            ("docker.io", None, "https://registry-1.docker.io/v2/a/blobs/x", true),
+            ("docker.io", None, "https://Registry-1.docker.io:443/v2/a", true),
+            ("docker.io", None, "https://production.cloudflare.docker.com/x", false),
+            ("docker.io", None, "http://registry-1.docker.io/v2/a", false),
+            ("up.example", Some("http://127.0.0.1:7000"), "http://127.0.0.1:7000/v2/a", true),
+            ("up.example", Some("http://127.0.0.1:7000"), "http://127.0.0.1:7001/v2/a", false),
+            ("up.example", Some("http://127.0.0.1:7000"), "https://up.example/v2/a", false),
+        ] {
+            assert_eq!(upstream(registry, url).unwrap().is_own(asked), own, "{registry} {asked}");
         }
     }
 
