@@ -154,11 +154,15 @@ impl Inner {
         let Some(manifest) = standing.linked else {
             return self.length(repository, reader, digest, standing.alone, what).await.map(drop);
         };
+        let selector = Selector::Digest(manifest);
+        let what = self.what_manifest(repository, &selector);
+        if let Some(miss) = self.negatives.get(&what, &reader.id, self.clock.now()) {
+            return Err(miss);
+        }
         let patience = if standing.offline { IMPATIENCE } else { PATIENCE };
         let key = self.readers.hash(&[b"settle", &reader.id, manifest.to_string().as_bytes()]);
         let (inner, repository, reader) = (Arc::clone(self), Arc::clone(repository), reader.clone());
-        let probe =
-            || async move { inner.probe(&repository, &reader, &Selector::Digest(manifest), patience).await.map(drop) };
+        let probe = || async move { inner.probe(&repository, &reader, &selector, patience).await.map(drop) };
         let (result, _) = self.settles.run(key, probe).await;
         result.unwrap_or_else(|| Err(Miss::here("the question to the upstream failed", Class::Limit)))
     }

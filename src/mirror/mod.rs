@@ -333,7 +333,10 @@ impl Inner {
         if upstream.mode() == Mode::PassThrough && miss.is_denial() {
             miss = self.challenge(repository, miss).await;
         }
-        self.negatives.put(what, reader.id, &miss, upstream.negative_ttl(), now);
+        // What is remembered already must not last longer for being told.
+        if !error.is_remembered() {
+            self.negatives.put(what, reader.id, &miss, upstream.negative_ttl(), now);
+        }
         miss
     }
 

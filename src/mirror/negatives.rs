@@ -20,6 +20,8 @@ struct No {
     when: u64,
     span: u64,
     miss: Miss,
+    /// What it was said of, where that is something that this led to.
+    of: Option<Hash>,
 }
 
 /// What was said no to; keys are hashes of what was asked for.
@@ -45,21 +47,39 @@ impl Negatives {
             return;
         }
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= MAX && !all.contains_key(&what) {
-            all.clear();
-        }
-        let list = all.entry(what).or_default();
-        list.retain(|no| no.caller != caller && lasts(no.when, no.span, now));
-        if list.len() >= MAX_CALLERS {
-            list.remove(0);
-        }
-        list.push(No { caller, when: now, span, miss: miss.clone() });
+        insert(&mut all, what, No { caller, when: now, span, miss: miss.clone(), of: None }, now);
     }
 
-    /// Forgets a no, whoever was told; whether there was one.
-    pub fn forget(&self, what: &Hash) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(what).is_some()
+    /// What the caller was told of `of` counts for `what` too, which led there, and for no longer.
+    pub fn extend(&self, of: &Hash, what: Hash, caller: &Hash, now: u64) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let no = all.get(of).and_then(|list| list.iter().find(|no| no.caller == *caller).cloned());
+        if let Some(no) = no {
+            insert(&mut all, what, No { of: Some(*of), ..no }, now);
+        }
     }
+
+    /// Forgets a no, whoever was told, and what it was said of; whether there was one.
+    pub fn forget(&self, what: &Hash) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(list) = all.remove(what) else { return false };
+        for of in list.into_iter().filter_map(|no| no.of) {
+            all.remove(&of);
+        }
+        true
+    }
+}
+
+fn insert(all: &mut HashMap<Hash, Vec<No>>, what: Hash, no: No, now: u64) {
+    if all.len() >= MAX && !all.contains_key(&what) {
+        all.clear();
+    }
+    let list = all.entry(what).or_default();
+    list.retain(|other| other.caller != no.caller && lasts(other.when, other.span, now));
+    if list.len() >= MAX_CALLERS {
+        list.remove(0);
+    }
+    list.push(no);
 }
 
 #[cfg(test)]
@@ -88,6 +108,24 @@ mod tests {
         assert!(negatives.get(&what, &you, 200).is_none());
         negatives.put(what, me, &Miss::not_found("no"), 0, 200);
         assert!(negatives.get(&what, &me, 200).is_none(), "a TTL of nothing remembers nothing");
+    }
+
+    #[test]
+    fn a_no_counts_for_what_led_there_as_long_as_it_lasts_and_both_are_forgotten_at_once() {
+        let negatives = Negatives::default();
+        let (tag, digest, me, you) = ([1; 16], [2; 16], [3; 16], [4; 16]);
+        negatives.extend(&digest, tag, &me, 100);
+        assert!(negatives.get(&tag, &me, 100).is_none(), "nothing was said of it");
+        negatives.put(digest, me, &Miss::not_found("no"), 10, 100);
+        negatives.extend(&digest, tag, &you, 105);
+        negatives.extend(&digest, tag, &me, 105);
+        assert!(negatives.get(&tag, &me, 109).is_some());
+        assert!(negatives.get(&tag, &you, 109).is_none(), "another was told");
+        assert!(negatives.forget(&tag));
+        assert!(negatives.get(&digest, &me, 109).is_none());
+        negatives.put(digest, me, &Miss::not_found("no"), 10, 100);
+        negatives.extend(&digest, tag, &me, 105);
+        assert!(negatives.get(&tag, &me, 110).is_none(), "and no longer");
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::{
     class::Class,
     digest::Digest,
     oci::{Descriptor, Document, Reference, Registry, Repository, Selector, media_type},
-    pull::FillError,
+    pull::{FillError, Way},
+    registry::Credentials,
     store::{Lease, StoreError},
 };
 
@@ -197,6 +198,10 @@ impl Mirror {
         };
         let mut there = inner.negatives.forget(&inner.what_manifest(&repository, &selector));
         there |= inner.negatives.forget(&what);
+        if let Selector::Digest(digest) = selector {
+            let way = Way { endpoint: upstream.endpoint(Credentials::Anonymous), repository: name };
+            there |= inner.puller.forget_mark(&way, digest);
+        }
         let clearing = Arc::clone(inner);
         blocking::io(move || clearing.lists.clear()).await;
         if let Selector::Tag(tag) = &selector {

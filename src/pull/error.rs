@@ -105,6 +105,15 @@ impl PullError {
         }
     }
 
+    /// Whether it is no answer, but what is remembered of one.
+    pub fn is_remembered(&self) -> bool {
+        match self {
+            Self::Marked { .. } => true,
+            Self::Shared(e) => e.is_remembered(),
+            _ => false,
+        }
+    }
+
     /// The registry's own error, where that is what it is.
     pub fn registry(&self) -> Option<&RegistryError> {
         match self {

@@ -155,9 +155,10 @@ impl Marks {
         until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
-    /// Asks this source again.
-    pub fn forget(&self, way: &Way, digest: Digest) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&Self::key(way, digest));
+    /// Asks this source again; whether it was marked.
+    pub fn forget(&self, way: &Way, digest: Digest) -> bool {
+        let until = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&Self::key(way, digest));
+        until.is_some_and(|until| until > Instant::now())
     }
 }
 

@@ -170,9 +170,9 @@ impl Puller {
         Some(PullError::Marked { upstream: way.endpoint.registry.to_string(), digest, after })
     }
 
-    /// Asks an upstream for a blob again at once, although it gave wrong bytes for it a moment ago.
-    pub fn forget_mark(&self, way: &Way, digest: Digest) {
-        self.fills.marks.forget(way, digest);
+    /// Asks an upstream for a blob again at once, although it gave wrong bytes for it a moment ago; whether it had.
+    pub fn forget_mark(&self, way: &Way, digest: Digest) -> bool {
+        self.fills.marks.forget(way, digest)
     }
 
     fn alone(&self) -> Lane {
