@@ -15,9 +15,10 @@ use crate::{
     blocking,
     class::{Class, chain},
     digest::Digest,
-    oci::{Descriptor, Document, Selector, Tag},
+    oci::{Descriptor, Document, Selector, Tag, manifest},
     pull::{Probed, RawManifest},
     registry::Budget,
+    store::Blob,
 };
 
 /// A manifest to answer with.
@@ -39,6 +40,8 @@ pub(super) struct Fetched {
     media_type: HeaderValue,
     /// The bytes, unless the store had them.
     bytes: Option<Bytes>,
+    /// It had been obtained in this repository before.
+    obtained: bool,
     /// The store has them now.
     kept: bool,
     /// The question was one that others had put already.
@@ -92,7 +95,7 @@ impl Inner {
             return Err(miss);
         }
         // Whether the answer may say `hit`: only for what this reader had been shown before.
-        let known = self.readers.get(&reader.id).is_some();
+        let shown = self.readers.get(&reader.id).is_some();
         let fallback = self.fallback(repository, reader, selector).await?;
         let health = &repository.upstream.health;
         let key = self.readers.hash(&[b"check", &reader.id, selector.to_string().as_bytes()]);
@@ -125,7 +128,7 @@ impl Inner {
             }
             (Err(miss), _) => return Err(miss),
         };
-        let Fetched { digest, media_type, bytes, kept, collapsed } = fetched;
+        let Fetched { digest, media_type, bytes, obtained, kept, collapsed } = fetched;
         if let Some(bytes) = bytes {
             let status = match began && !collapsed {
                 true if kept => CacheStatus::Stored,
@@ -134,7 +137,7 @@ impl Inner {
             };
             return Ok(ManifestAnswer { digest, media_type, content: Content::Bytes(bytes), status });
         }
-        let status = if known { CacheStatus::Hit } else { CacheStatus::Stored };
+        let status = if shown && obtained { CacheStatus::Hit } else { CacheStatus::Stored };
         match self.held(&digest).await? {
             Some(blob) => Ok(ManifestAnswer { digest, media_type, content: Content::Held(blob), status }),
             // Evicted, or found damaged, since a moment ago.
@@ -185,11 +188,11 @@ impl Inner {
         let (reader, selector) = (reader.clone(), selector.clone());
         async move {
             let deadline = tokio::time::Instant::now() + patience;
-            let (digest, stated) = match &selector {
-                // Obtained here, or named by what was.
-                Selector::Digest(digest) if granted && repository.linked(digest).is_some() => (*digest, None),
+            let (digest, found) = match &selector {
+                Selector::Digest(digest) if granted && repository.manifest(digest).is_some() => (*digest, None),
                 // Its GET is the question, and the answer is good for everybody who asks the same way. What is held
-                // without having been obtained here is asked for by HEAD.
+                // without having been obtained here is asked for by HEAD, also where a manifest names it: a layer's
+                // bytes may look like a manifest, and then name what is not this repository's.
                 Selector::Digest(digest)
                     if (granted || repository.upstream.mode() != Mode::PassThrough)
                         && inner.held(digest).await?.is_none() =>
@@ -202,23 +205,31 @@ impl Inner {
                     (digest.ok_or_else(|| Miss::not_found("the tag was forgotten just now"))?, None)
                 }
                 _ => {
-                    let found = inner.probe(&repository, &reader, &selector, patience).await?;
-                    if let Some(raw) = found.manifest {
+                    let mut found = inner.probe(&repository, &reader, &selector, patience).await?;
+                    if let Some(raw) = found.manifest.take() {
                         let fetched = inner.keep(&repository, raw).await;
                         if let Selector::Tag(tag) = &selector {
                             inner.note_tag(&repository, tag, fetched.digest).await;
                         }
                         return Ok(fetched);
                     }
-                    (found.digest, found.media_type)
+                    (found.digest, Some(found))
                 }
             };
             let left = deadline.saturating_duration_since(tokio::time::Instant::now()).max(Duration::from_secs(1));
-            let fetched = inner.content(&repository, &reader, digest, stated.as_deref(), left).await?;
+            let fetched = inner.content(&repository, &reader, digest, found.as_ref(), left).await;
             if let Selector::Tag(tag) = &selector {
-                inner.note_tag(&repository, tag, digest).await;
+                match &fetched {
+                    Ok(_) => inner.note_tag(&repository, tag, digest).await,
+                    // Said of the digest: who asks for the tag again asks for that.
+                    Err(_) => {
+                        let of = inner.what_manifest(&repository, &Selector::Digest(digest));
+                        let what = inner.what_manifest(&repository, &selector);
+                        inner.negatives.extend(&of, what, &reader.id, inner.clock.now());
+                    }
+                }
             }
-            Ok(fetched)
+            fetched
         }
     }
 
@@ -253,27 +264,30 @@ impl Inner {
         }
     }
 
-    /// The bytes of a manifest that this reader may read: held and linked, held and to be linked, or to be fetched.
+    /// The bytes of a manifest that this reader may read: held and obtained here before, held and `found` here just now,
+    /// or to be fetched.
     async fn content(
         self: &Arc<Self>,
         repository: &Arc<Mirrored>,
         reader: &Reader,
         digest: Digest,
-        stated: Option<&str>,
+        found: Option<&Probed>,
         patience: Duration,
     ) -> Result<Fetched, Miss> {
         if let Some(blob) = self.held(&digest).await? {
-            let media_type = match repository.manifest(&digest) {
-                Some(media_type) => Some(media_type),
-                None => {
-                    let read = blocking::io(move || blob.to_vec()).await;
-                    let bytes = read.map_err(|error| Miss::here(error.to_string(), Class::Disk))?;
-                    self.link_held(repository, digest, stated, &bytes).await
-                }
+            let known = repository.manifest(&digest);
+            let obtained = known.is_some();
+            let media_type = match (known, found) {
+                (None, Some(found)) => self.link_held(repository, digest, found.media_type.as_deref(), blob).await?,
+                (known, _) => known,
             };
             if let Some(media_type) = media_type {
-                return Ok(Fetched { digest, media_type, bytes: None, kept: true, collapsed: false });
+                return Ok(Fetched { digest, media_type, bytes: None, obtained, kept: true, collapsed: false });
             }
+        }
+        let what = self.what_manifest(repository, &Selector::Digest(digest));
+        if let Some(miss) = self.negatives.get(&what, &reader.id, self.clock.now()) {
+            return Err(miss);
         }
         let key = self.readers.hash(&[b"fetch", &repository.everybody, digest.to_string().as_bytes()]);
         let (result, began) = self.fetches.run(key, || self.fetch(repository, reader, digest, patience)).await;
@@ -318,21 +332,28 @@ impl Inner {
         // Passed on as it is, whatever it is: what a kind that cannot be read names is asked for one by one.
         let refers_to = document.map_or(Vec::new(), |document| named(&document));
         self.link(repository, digest, media_type.clone(), refers_to).await;
-        Fetched { digest, media_type, bytes: Some(bytes), kept, collapsed: false }
+        Fetched { digest, media_type, bytes: Some(bytes), obtained: false, kept, collapsed: false }
     }
 
-    /// Records what a manifest that is held is, by its upstream's Content-Type or by itself, and what it names.
+    /// Records what a manifest that is held is, by its upstream's Content-Type or by itself, and what it names; `None`
+    /// where it is none that Larder can read.
     async fn link_held(
         self: &Arc<Self>,
         repository: &Arc<Mirrored>,
         digest: Digest,
         stated: Option<&str>,
-        bytes: &[u8],
-    ) -> Option<HeaderValue> {
-        let document = Document::parse(bytes, stated).ok()?;
-        let media_type = HeaderValue::from_str(stated.unwrap_or(document.media_type())).ok()?;
+        blob: Blob,
+    ) -> Result<Option<HeaderValue>, Miss> {
+        if blob.len() > manifest::MAX_BYTES as u64 {
+            return Ok(None);
+        }
+        let read = blocking::io(move || blob.to_vec()).await;
+        let bytes = read.map_err(|error| Miss::here(error.to_string(), Class::Disk))?;
+        let Ok(document) = Document::parse(&bytes, stated) else { return Ok(None) };
+        let media_type = HeaderValue::from_str(stated.unwrap_or(document.media_type()));
+        let Ok(media_type) = media_type else { return Ok(None) };
         self.link(repository, digest, media_type.clone(), named(&document)).await;
-        Some(media_type)
+        Ok(Some(media_type))
     }
 
     async fn link(

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     digest::Digest,
-    oci::{Repository, Tag},
+    oci::{Repository, Tag, media_type},
     store::{MirroredLinks, MirroredManifest, MirroredTag, Store, StoreError},
 };
 
@@ -34,7 +34,8 @@ pub(super) struct Mirrored {
     /// Everybody, as a reader of this repository.
     pub everybody: Hash,
     manifests: RwLock<HashMap<Digest, HeaderValue>>,
-    /// What manifests name, and one manifest that does.
+    /// What image manifests name, and one of them that does. Not what an index names: those are manifests, which the
+    /// upstream is asked for each by itself, since not every upstream looks whether it has what an index names.
     children: RwLock<HashMap<Digest, Digest>>,
     tags: RwLock<HashMap<Tag, Known>>,
     /// How the upstream asked here who it is, when it last did.
@@ -69,6 +70,10 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn is_image(media_type: &HeaderValue) -> bool {
+    media_type.to_str().is_ok_and(media_type::is_manifest)
+}
+
 impl Mirrored {
     fn new(upstream: Arc<Upstream>, name: Repository, links: MirroredLinks, readers: &Readers) -> Self {
         let everybody = readers.hash(&[b"everybody", upstream.name().as_bytes(), name.as_str().as_bytes()]);
@@ -76,8 +81,10 @@ impl Mirrored {
         let mut children = HashMap::new();
         for (digest, manifest) in links.manifests {
             let Ok(media_type) = HeaderValue::try_from(manifest.media_type) else { continue };
+            if is_image(&media_type) {
+                children.extend(manifest.refers_to.into_iter().map(|child| (child, digest)));
+            }
             manifests.insert(digest, media_type);
-            children.extend(manifest.refers_to.into_iter().map(|child| (child, digest)));
         }
         let known = |to: MirroredTag| Known { digest: to.digest, checked: to.checked, saved: to.checked };
         let tags = links.tags.into_iter().map(|(tag, to)| (tag, known(to))).collect();
@@ -97,7 +104,7 @@ impl Mirrored {
         read(&self.manifests).get(digest).cloned()
     }
 
-    /// A manifest obtained here that names the digest, or is it.
+    /// An image manifest obtained here that names the digest, or the manifest obtained here that is it.
     pub fn linked(&self, digest: &Digest) -> Option<Digest> {
         if read(&self.manifests).contains_key(digest) {
             return Some(*digest);
@@ -132,7 +139,9 @@ impl Mirrored {
         let record = MirroredManifest { media_type: text, refers_to };
         store.mirrored(self.upstream.registry(), &self.name).put_manifest(digest, &record)?;
         // What may be read is known before the manifest that names it.
-        write(&self.children).extend(record.refers_to.into_iter().map(|child| (child, *digest)));
+        if is_image(&media_type) {
+            write(&self.children).extend(record.refers_to.into_iter().map(|child| (child, *digest)));
+        }
         write(&self.manifests).insert(*digest, media_type);
         Ok(())
     }
@@ -229,9 +238,13 @@ mod tests {
         let scene = Scene::new();
         let [one, two, layer, shared] = ["1", "2", "3", "4"].map(|text| Digest::sha256(text.as_bytes()));
         let repository = scene.open();
-        let kind = || HeaderValue::from_static("m/t");
+        let kind = || HeaderValue::from_static(media_type::OCI_MANIFEST);
+        let index = Digest::sha256(b"index");
         repository.put_manifest(&scene.store, &one, kind(), vec![layer, shared]).unwrap();
         repository.put_manifest(&scene.store, &two, kind(), vec![shared]).unwrap();
+        let of_index = HeaderValue::from_static(media_type::OCI_INDEX);
+        let child = Digest::sha256(b"child");
+        repository.put_manifest(&scene.store, &index, of_index, vec![one, child]).unwrap();
         for repository in [repository, scene.open()] {
             assert_eq!(repository.manifest(&one), Some(kind()));
             assert_eq!(repository.manifest(&layer), None);
@@ -239,6 +252,7 @@ mod tests {
             assert_eq!(repository.linked(&one), Some(one));
             assert!(repository.linked(&shared).is_some());
             assert_eq!(repository.linked(&Digest::sha256(b"other")), None);
+            assert_eq!((repository.linked(&index), repository.linked(&child)), (Some(index), None));
         }
         drop(scene.root);
     }

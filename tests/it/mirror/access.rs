@@ -3,10 +3,13 @@
 use base64::Engine as _;
 use larder::mirror::Mode;
 
-use super::{Scene, cache_status, push, serve_bound};
+use super::{MANIFEST, Scene, cache_status, push, serve_bound};
 use crate::{
     server::{Client, Reply},
-    support::registry::{Auth, Fault, Kind, Options, Seen},
+    support::{
+        registry::{Auth, Fault, Kind, Options, ScriptedRegistry, Seen, of},
+        upstream::INDEX,
+    },
 };
 
 fn basic(user: &str, password: &str) -> String {
@@ -240,7 +243,7 @@ async fn in_shared_mode_the_operators_credential_reads_for_everybody() {
     };
     write("old");
     let options = Options { auth: Auth::Basic("u", "pw"), tls: None };
-    let upstream = crate::support::registry::ScriptedRegistry::start_with(options).await;
+    let upstream = ScriptedRegistry::start_with(options).await;
     let scene = Scene::of(upstream, |config| {
         config.mode = Mode::Shared;
         config.credentials = Some(file.clone());
@@ -257,7 +260,7 @@ async fn in_shared_mode_the_operators_credential_reads_for_everybody() {
 
 #[tokio::test]
 async fn what_is_not_among_the_repositories_that_are_mirrored_is_404_and_nobody_is_asked() {
-    let upstream = crate::support::registry::ScriptedRegistry::start().await;
+    let upstream = ScriptedRegistry::start().await;
     let scene = Scene::of(upstream, |config| config.repositories = vec!["^team/.*$".parse().unwrap()]).await;
     let image = push(&scene.upstream, "team/app", "v1", b"layer");
     push(&scene.upstream, "other", "v1", b"layer");
@@ -298,4 +301,128 @@ async fn the_end_of_a_public_repository_survives_a_restart_and_an_outage() {
     assert_eq!(scene.get("a/manifests/v1").await.status, 404);
     let scene = scene.restarted_without_upstream(|_| {}).await;
     assert_eq!(scene.get("a/manifests/v1").await.status, 503, "what was taken back is not served while it is down");
+}
+
+#[tokio::test]
+async fn what_a_layer_or_an_index_names_gives_nothing_of_another_repository_away() {
+    let scene = Scene::new().await;
+    let secret = push(&scene.upstream, "private/a", "v1", b"the secret layer");
+    for path in ["manifests/v1".to_string(), format!("blobs/{}", secret.layer)] {
+        assert_eq!(scene.get(&format!("private/a/{path}")).await.status, 200);
+    }
+    scene.upstream.fault(in_repository("private/a"), usize::MAX, Fault::status(401));
+    // A layer whose bytes are a manifest that names what is private.
+    let disguised = String::from_utf8(secret.manifest.clone()).unwrap() + " ";
+    let evil = push(&scene.upstream, "evil/app", "v1", disguised.as_bytes());
+    for path in ["manifests/v1".to_string(), format!("blobs/{}", evil.layer)] {
+        assert_eq!(scene.get(&format!("evil/app/{path}")).await.status, 200);
+    }
+    assert_eq!(scene.get(&format!("evil/app/manifests/{}", evil.layer)).await.status, 404);
+    assert_eq!(scene.get(&format!("evil/app/blobs/{}", secret.layer)).await.status, 404);
+    // An index, at an upstream that does not look whether it has what that names.
+    let own = push(&scene.upstream, "evil/app", "own", b"a layer of its own");
+    assert_eq!(scene.get("evil/app/manifests/own").await.status, 200);
+    let index = |children: &[&super::Image]| {
+        let children: Vec<_> = children
+            .iter()
+            .map(|child| format!(r#"{{"mediaType":"{MANIFEST}","digest":"{}","size":7}}"#, child.digest))
+            .collect();
+        format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{}]}}"#, children.join(","))
+    };
+    let names_both = index(&[&secret, &own]);
+    for repository in ["evil/app", "evil/other"] {
+        scene.upstream.add_manifest(repository, Some("all"), INDEX, names_both.as_bytes());
+        assert_eq!(scene.get(&format!("{repository}/manifests/all")).await.status, 200);
+        for what in ["manifests", "blobs"] {
+            let path = format!("{repository}/{what}/{}", secret.digest);
+            assert_eq!(scene.get(&path).await.status, 404, "{path}");
+        }
+    }
+    // What is held and named is asked for once where it was not obtained, and then is like any other.
+    let (heads, gets) = (scene.asked(Kind::ManifestHead), scene.asked(Kind::ManifestGet));
+    scene.upstream.add_manifest("evil/other", None, MANIFEST, &own.manifest);
+    for status in ["larder; fwd=miss; stored", "larder; hit"] {
+        let reply = scene.get(&format!("evil/other/manifests/{}", own.digest)).await;
+        assert_eq!((reply.status, cache_status(&reply)), (200, status));
+    }
+    assert_eq!((scene.asked(Kind::ManifestHead), scene.asked(Kind::ManifestGet)), (heads + 1, gets));
+}
+
+#[tokio::test]
+async fn a_large_blob_that_is_held_is_no_manifest() {
+    let scene = Scene::new().await;
+    let bytes = vec![b' '; (4 << 20) + 1];
+    let layer = scene.upstream.add_blob("a", &bytes);
+    assert_eq!(scene.get(&format!("a/blobs/{layer}")).await.status, 200);
+    // Whatever the upstream says of it by HEAD.
+    let headers = vec![("Docker-Content-Digest", layer.to_string()), ("Content-Type", MANIFEST.to_owned())];
+    let fault = Fault::Answer { status: 200, headers, body: String::new() };
+    scene.upstream.fault(of(Kind::ManifestHead), 1, fault);
+    assert_eq!(scene.get(&format!("a/manifests/{layer}")).await.status, 404);
+    assert_eq!((scene.asked(Kind::ManifestHead), scene.asked(Kind::ManifestGet)), (1, 1));
+}
+
+#[tokio::test]
+async fn what_is_held_of_a_repository_that_was_hidden_is_asked_for_once_in_a_while() {
+    let scene = Scene::new().await;
+    let image = push(&scene.upstream, "a", "v1", b"layer");
+    let path = format!("a/blobs/{}", image.layer);
+    for path in ["a/manifests/v1", &path] {
+        assert_eq!(scene.get(path).await.status, 200);
+    }
+    scene.upstream.fault(|_| true, usize::MAX, Fault::status(401));
+    scene.pass(300);
+    assert_eq!(scene.get(&path).await.status, 404);
+    let asked = scene.upstream.requests();
+    for _ in 0..5 {
+        assert_eq!(scene.get(&path).await.status, 404);
+    }
+    assert_eq!(scene.upstream.requests(), asked);
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_upstreams_storage_takes_nothing_back() {
+    for mode in [Mode::Public, Mode::PassThrough] {
+        let (scene, storage) = (Scene::with(|config| config.mode = mode).await, ScriptedRegistry::start().await);
+        let image = push(&scene.upstream, "a", "v1", b"layer");
+        for path in ["a/manifests/v1".to_owned(), format!("a/blobs/{}", image.config)] {
+            assert_eq!(scene.get(&path).await.status, 200);
+        }
+        let elsewhere = format!("{}/blob", storage.origin());
+        scene.upstream.fault(of(Kind::BlobGet), usize::MAX, Fault::redirect(elsewhere));
+        storage.fault(|_| true, usize::MAX, Fault::status(403));
+        let blob = format!("a/blobs/{}", image.layer);
+        for _ in 0..3 {
+            let reply = scene.get(&blob).await;
+            assert_eq!((reply.status, reply.header("www-authenticate")), (404, None), "{}", reply.text());
+            assert!(reply.text().contains("upstream said 403"), "{}", reply.text());
+        }
+        assert_eq!(storage.requests(), 1, "it is remembered");
+        let asked = scene.upstream.requests();
+        for path in ["a/manifests/v1".to_owned(), format!("a/blobs/{}", image.config)] {
+            assert_eq!(cache_status(&scene.get(&path).await), "larder; hit", "{path}");
+        }
+        assert_eq!(scene.upstream.requests(), asked);
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_token_goes_nowhere_that_the_token_service_leads_to() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("config.json");
+    std::fs::write(&file, r#"{"auths":{"up.example":{"identitytoken":"pw"}}}"#).unwrap();
+    let (upstream, other) = (ScriptedRegistry::start_with(token()).await, ScriptedRegistry::start().await);
+    let scene = Scene::of(upstream, |config| {
+        config.mode = Mode::Shared;
+        config.credentials = Some(file.clone());
+    })
+    .await;
+    let image = push(&scene.upstream, "a", "v1", b"layer");
+    let elsewhere = format!("{}/token", other.origin());
+    scene.upstream.fault(|seen| seen.method == "POST", 1, Fault::redirect(elsewhere));
+    assert_eq!(scene.get("a/manifests/v1").await.status, 503);
+    assert_eq!(other.requests(), 0);
+    // On the service itself it may go on.
+    scene.upstream.fault(|seen| seen.method == "POST", 1, Fault::redirect("/token?again"));
+    assert_eq!(scene.get("a/manifests/v1").await.body, image.manifest);
 }

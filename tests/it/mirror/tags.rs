@@ -5,7 +5,7 @@ use std::time::Duration;
 use larder::oci::Reference;
 
 use super::{Scene, cache_status, push};
-use crate::support::registry::Kind;
+use crate::support::registry::{Fault, Kind, of};
 
 #[tokio::test]
 async fn a_tag_is_asked_about_once_in_its_time() {
@@ -92,4 +92,46 @@ async fn a_tag_that_is_gone_upstream_is_gone_here() {
     assert_eq!(scene.get("a/manifests/v1").await.status, 404);
     // Its content is not: the upstream still has that.
     assert_eq!(scene.get(&format!("a/manifests/{}", image.digest)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_no_to_what_a_tag_leads_to_is_a_no_to_the_tag_for_as_long() {
+    for fault in [Fault::status(404), Fault::status(403), Fault::Body(b"{\"schemaVersion\":2}".to_vec())] {
+        let scene = Scene::new().await;
+        let image = push(&scene.upstream, "a", "v1", b"layer");
+        scene.upstream.fault(of(Kind::ManifestGet), usize::MAX, fault.clone());
+        for path in ["a/manifests/v1".to_owned(), format!("a/manifests/{}", image.digest)] {
+            for _ in 0..3 {
+                assert_eq!(scene.get(&path).await.status, 404, "{fault:?} {path}");
+            }
+        }
+        assert_eq!((scene.asked(Kind::ManifestHead), scene.asked(Kind::ManifestGet)), (1, 1), "{fault:?}");
+        scene.upstream.heal();
+        scene.pass(29);
+        assert_eq!(scene.get("a/manifests/v1").await.status, 404, "{fault:?}");
+        let reference: Reference = "up.example/a:v1".parse().unwrap();
+        assert!(scene.mirror.forget(&reference).await.unwrap());
+        assert_eq!(scene.get("a/manifests/v1").await.body, image.manifest, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_forgotten_on_demand_and_remembered_once() {
+    let scene = Scene::new().await;
+    let image = push(&scene.upstream, "a", "v1", b"layer");
+    scene.get("a/manifests/v1").await;
+    scene.upstream.fault(of(Kind::BlobGet), 1, Fault::Body(b"LAYER".to_vec()));
+    let path = format!("a/blobs/{}", image.layer);
+    assert_eq!(scene.get(&path).await.status, 404);
+    // The no is past its time; the mark, by the machine's clock, is not, and says how long it lasts.
+    scene.pass(30);
+    let first = scene.get(&path).await;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let second = scene.get(&path).await;
+    assert_eq!((first.status, second.status), (404, 404));
+    assert!(first.text() != second.text() && second.text().contains("asked again in"), "{}", second.text());
+    let reference: Reference = format!("up.example/a@{}", image.layer).parse().unwrap();
+    assert!(scene.mirror.forget(&reference).await.unwrap());
+    assert_eq!(scene.get(&path).await.body, image.layer_bytes);
+    assert!(!scene.mirror.forget(&reference).await.unwrap(), "there is nothing to forget");
 }
