@@ -80,6 +80,9 @@ pub enum PullError {
     /// Nothing came for too long.
     #[error("{}: nothing has come for {} s", .1, .0.as_secs())]
     Silent(Duration, Digest),
+    /// So many other blobs are being fetched that its turn did not come.
+    #[error("the turn of {0} did not come: too many blobs are being fetched at once")]
+    Busy(Digest),
     /// The task that fetched it is gone, as when the process ends.
     #[error("the fetch of {0} was given up")]
     Lost(Digest),
@@ -96,7 +99,7 @@ impl PullError {
             Self::Store(e) => e.class(),
             Self::Grants(_) | Self::Evidence(_) => Class::Disk,
             Self::Manifest { source, .. } => source.class(),
-            Self::TooDeep(_) => Class::Limit,
+            Self::TooDeep(_) | Self::Busy(_) => Class::Limit,
             Self::Version(e) => e.class(),
             Self::NotThere { .. } | Self::Marked { .. } => Class::NotFound,
             Self::Size { .. } => Class::Size,

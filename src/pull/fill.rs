@@ -16,7 +16,8 @@
 //! on all the same, and verified. Askers that come too late for the bytes in memory are filled for alone: so are, also
 //! with room on the disk, those who may not share ([`Puller::blob`]).
 //!
-//! **Memory.** A fill holds two batches of `BATCH`; at most `AT_ONCE` are under way, the others wait.
+//! **Memory.** A fill holds two batches of `BATCH`; so many are under way and no more (`places`), the others wait. Of those
+//! that go on in memory there are `IN_MEMORY_AT_ONCE` at most, each counted until nobody can read its bytes any more.
 
 use std::{
     collections::HashMap,
@@ -28,11 +29,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::{
     PullError, Puller, Way,
-    source::{Coming, Source},
+    places::Places,
+    source::{Coming, Ending, Source},
 };
 use crate::{
     blocking,
@@ -50,8 +55,6 @@ pub const STREAMED_FROM: u64 = 1 << 20;
 pub const HELD_BACK: u64 = 64 << 10;
 /// Bytes that are written and hashed at once, if so many are there.
 const BATCH: usize = 256 << 10;
-/// Fills under way at once.
-const AT_ONCE: usize = 256;
 /// Fills at once that go on without the disk, and so in memory.
 const IN_MEMORY_AT_ONCE: usize = 32;
 /// How long a fill goes on with nobody there.
@@ -79,6 +82,8 @@ pub(super) struct Meta {
     pub streams: bool,
     /// Somebody needs the blob to survive a power loss.
     pub durable: AtomicBool,
+    /// It waits for other fills to end.
+    pub queued: AtomicBool,
     /// Who is about to read it.
     pub coming: Arc<Coming>,
 }
@@ -86,7 +91,8 @@ pub(super) struct Meta {
 impl Meta {
     /// What an asker for what streams (or for a blob that must last) tells.
     pub fn new(way: &Arc<Way>, streams: bool) -> Self {
-        Self { way: Arc::clone(way), streams, durable: AtomicBool::new(!streams), coming: Arc::default() }
+        let (durable, queued) = (AtomicBool::new(!streams), AtomicBool::new(true));
+        Self { way: Arc::clone(way), streams, durable, queued, coming: Arc::default() }
     }
 }
 
@@ -105,8 +111,8 @@ pub(super) type FillWriter = Writer<(Lane, Digest), Meta, Source, Outcome>;
 pub(super) struct Fills {
     pub board: Board<(Lane, Digest), Meta, Source, Outcome>,
     pub marks: Marks,
-    places: Semaphore,
-    memory: Semaphore,
+    places: Places,
+    memory: Arc<Semaphore>,
     pub alone: AtomicU64,
 }
 
@@ -115,15 +121,15 @@ impl Default for Fills {
         Self {
             board: Board::default(),
             marks: Marks::default(),
-            places: Semaphore::new(AT_ONCE),
-            memory: Semaphore::new(IN_MEMORY_AT_ONCE),
+            places: Places::default(),
+            memory: Arc::new(Semaphore::new(IN_MEMORY_AT_ONCE)),
             alone: AtomicU64::new(0),
         }
     }
 }
 
 /// Which server is meant by a way, whoever asks.
-type Upstream = (Registry, Transport);
+pub(super) type Upstream = (Registry, Transport);
 
 /// Sources that gave wrong bytes for a digest a moment ago, or broke off for good in the middle of it.
 #[derive(Default)]
@@ -218,7 +224,8 @@ async fn fill(
     size: &AtomicU64,
 ) -> Result<Landed, PullError> {
     let fills = &puller.fills;
-    let Ok(_place) = fills.places.acquire().await else { return Err(PullError::Lost(plan.digest)) };
+    let Some(_place) = fills.places.take(&writer.meta().way).await else { return Err(PullError::Lost(plan.digest)) };
+    writer.meta().queued.store(false, Ordering::Relaxed);
     let mut keeping: Option<Keeping> = None;
     let mut failure = None;
     let mut asked: Vec<&Arc<Way>> = Vec::new();
@@ -229,10 +236,7 @@ async fn fill(
         }
         let offset = keeping.as_ref().map_or(0, |k| k.offset);
         let known = keeping.as_ref().map(|k| k.source.size).or(plan.size);
-        let budget = match asked.is_empty() {
-            true => plan.budget,
-            false => Budget { deadline: Instant::now() + plan.time, ..plan.budget },
-        };
+        let budget = Budget { deadline: Instant::now() + plan.time, ..plan.budget };
         let transfer =
             puller.client.open_blob(&way.endpoint, &way.repository, plan.digest, known, offset, budget).await;
         let mut transfer = match transfer {
@@ -297,16 +301,16 @@ struct Keeping<'a> {
     digest: Digest,
     source: Arc<Source>,
     offset: u64,
-    sink: Sink<'a>,
+    sink: Sink,
 }
 
-enum Sink<'a> {
+enum Sink {
     Disk(Ingest),
     /// Nothing is kept; the hash still has to be right.
     Through {
         hasher: Hasher,
         why: Arc<PullError>,
-        _place: tokio::sync::SemaphorePermit<'a>,
+        ending: Ending,
     },
     /// In between, and after a failure.
     Nothing,
@@ -327,14 +331,15 @@ impl<'a> Keeping<'a> {
         })
         .await;
         let (source, sink) = match begun {
-            Ok((source, ingest)) => (source, Sink::Disk(ingest)),
+            Ok((source, ingest)) => (Arc::new(source), Sink::Disk(ingest)),
             Err(error) if streams && error.class() == Class::Disk => {
-                let sink = Sink::through(puller, Hasher::new(digest.algorithm()), error).await?;
-                (Source::in_memory(size, through), sink)
+                let Some(place) = pass_through(puller, writer.meta(), &error).await else { return Err(error.into()) };
+                let source = Arc::new(Source::in_memory(size, through, place));
+                let sink = Sink::through(&source, Hasher::new(digest.algorithm()), error);
+                (source, sink)
             }
             Err(error) => return Err(error.into()),
         };
-        let source = Arc::new(source);
         writer.begin(Arc::clone(&source));
         Ok(Self { puller, digest, source, offset: 0, sink })
     }
@@ -378,12 +383,12 @@ impl<'a> Keeping<'a> {
                     Err(error) => return Err(error.into()),
                 }
             }
-            Sink::Through { mut hasher, why, _place } => {
+            Sink::Through { mut hasher, why, ending } => {
                 for data in batch {
                     hasher.update(&data);
                     self.source.push(data).await;
                 }
-                self.sink = Sink::Through { hasher, why, _place };
+                self.sink = Sink::Through { hasher, why, ending };
             }
             Sink::Nothing => return Err(PullError::Lost(self.digest)),
         }
@@ -411,13 +416,14 @@ impl<'a> Keeping<'a> {
         })
         .await;
         let Ok(mut hasher) = hasher else { return Err(error.into()) };
-        self.source.overflow(self.offset);
+        let Some(place) = pass_through(self.puller, writer.meta(), &error).await else { return Err(error.into()) };
+        self.source.overflow(self.offset, place);
         // Askers who wait for the digest must not: what memory has goes by. They are on their way, so the bytes wait.
         writer.begin(Arc::clone(&self.source));
         for data in &batch {
             hasher.update(data);
         }
-        self.sink = Sink::through(self.puller, hasher, error).await?;
+        self.sink = Sink::through(&self.source, hasher, error);
         for data in batch {
             self.source.push(data).await;
         }
@@ -448,14 +454,19 @@ impl<'a> Keeping<'a> {
     }
 }
 
-impl<'a> Sink<'a> {
-    async fn through(puller: &'a Puller, hasher: Hasher, why: StoreError) -> Result<Self, PullError> {
-        tracing::warn!(error = %crate::class::chain(&why), "a blob is passed through without being kept");
-        match puller.fills.memory.acquire().await {
-            Ok(place) => Ok(Self::Through { hasher, why: Arc::new(why.into()), _place: place }),
-            Err(_) => Err(why.into()),
-        }
+impl Sink {
+    fn through(source: &Arc<Source>, hasher: Hasher, why: StoreError) -> Self {
+        Self::Through { hasher, why: Arc::new(why.into()), ending: Ending::of(source) }
     }
+}
+
+/// Waits for a place among those that go on without the disk.
+async fn pass_through(puller: &Puller, meta: &Meta, why: &StoreError) -> Option<OwnedSemaphorePermit> {
+    tracing::warn!(error = %crate::class::chain(why), "a blob is passed through without being kept");
+    meta.queued.store(true, Ordering::Relaxed);
+    let place = Arc::clone(&puller.fills.memory).acquire_owned().await;
+    meta.queued.store(false, Ordering::Relaxed);
+    place.ok()
 }
 
 /// The next bytes, and what else is there already; nothing at the end.

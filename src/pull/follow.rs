@@ -150,7 +150,13 @@ impl Follower {
 
 impl Clone for Follower {
     fn clone(&self) -> Self {
-        Self::new(self.reader.clone(), Arc::clone(&self.source), self.digest, self.patience)
+        Self {
+            reader: self.reader.clone(),
+            source: Arc::clone(&self.source),
+            digest: self.digest,
+            number: self.source.enter_beside(self.number),
+            patience: self.patience,
+        }
     }
 }
 

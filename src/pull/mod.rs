@@ -12,6 +12,7 @@ pub mod fill;
 mod follow;
 pub mod grants;
 mod open;
+mod places;
 mod raw;
 mod replica;
 mod source;

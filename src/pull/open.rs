@@ -206,6 +206,9 @@ impl Puller {
             }
         }
         let Ok(seen) = seen else {
+            if reader.meta().queued.load(Ordering::Relaxed) {
+                return Err(PullError::Busy(ask.digest));
+            }
             return Err(RegistryError::Timeout {
                 what: format!("{} of {}", ask.digest, ask.way.repository),
                 waiting: "before its first bytes had come",

@@ -3,7 +3,8 @@
 //! Bytes on the disk are read from the file's mapping and cost no memory. From the byte on where the disk refused, a
 //! fill is *passed through*: at most [`WINDOW`] bytes are kept, and the writer waits a moment for the slowest reader, and
 //! for askers who are about to be readers ([`Coming`]), before it drops the oldest of them. A reader that is left behind
-//! then ends, and its client asks again.
+//! then ends, and its client asks again. After the fill's end what no reader can want any more goes, and with the last of it
+//! the right to the memory.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,7 +18,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, OwnedSemaphorePermit},
     time::{Instant, timeout},
 };
 
@@ -87,9 +88,19 @@ struct Memory {
     /// What each reader wants next, by its number.
     positions: HashMap<u64, u64>,
     next_reader: u64,
+    /// The right to the memory, while it may be needed.
+    place: Option<OwnedSemaphorePermit>,
+    /// Nothing more comes.
+    ended: bool,
 }
 
 impl Memory {
+    fn enter(&mut self, at: u64) -> u64 {
+        self.next_reader += 1;
+        self.positions.insert(self.next_reader, at);
+        self.next_reader
+    }
+
     /// Whether nothing was dropped yet.
     fn is_whole(&self) -> bool {
         self.from.is_none_or(|from| self.start == from)
@@ -108,11 +119,45 @@ impl Memory {
         start
     }
 
+    /// Drops what nobody can want any more, once nothing more comes; whether somebody is `coming` who wants all of it.
+    fn trim(&mut self, coming: bool) {
+        if !self.ended || self.is_whole() && coming {
+            return;
+        }
+        let readable = if self.is_whole() { 0 } else { self.start };
+        let wanted = self.positions.values().filter(|at| **at >= readable).min().copied().unwrap_or(u64::MAX);
+        while let Some(oldest) = self.pieces.front()
+            && self.start + oldest.len() as u64 <= wanted
+        {
+            self.held -= oldest.len();
+            self.start += oldest.len() as u64;
+            self.pieces.pop_front();
+        }
+        if self.pieces.is_empty() {
+            self.place = None;
+        }
+    }
+
     /// Whether dropping what lies before `start` takes it from somebody. Whom an earlier piece was taken from is lost
     /// already, and waiting for it would hold up all others for nothing.
     fn leaves_behind(&self, start: u64) -> bool {
         let readable = if self.is_whole() { 0 } else { self.start };
         self.positions.values().any(|at| (readable..start).contains(at))
+    }
+}
+
+/// Ends a source that is in memory when it is dropped, however its fill ends.
+pub(super) struct Ending(Arc<Source>);
+
+impl Ending {
+    pub fn of(source: &Arc<Source>) -> Self {
+        Self(Arc::clone(source))
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -134,9 +179,9 @@ impl Source {
         Self { size, begun: Instant::now(), file: Some(OnDisk { landing, mapped }), memory: Mutex::default(), coming }
     }
 
-    /// A source whose bytes pass through memory only.
-    pub fn in_memory(size: u64, coming: Arc<Coming>) -> Self {
-        let memory = Memory { from: Some(0), ..Memory::default() };
+    /// A source whose bytes pass through memory only, by the right of `place`.
+    pub fn in_memory(size: u64, coming: Arc<Coming>, place: OwnedSemaphorePermit) -> Self {
+        let memory = Memory { from: Some(0), place: Some(place), ..Memory::default() };
         Self { size, begun: Instant::now(), file: None, memory: Mutex::new(memory), coming }
     }
 
@@ -144,11 +189,19 @@ impl Source {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From `offset` on the bytes are in memory only.
-    pub fn overflow(&self, offset: u64) {
+    /// From `offset` on the bytes are in memory only, by the right of `place`.
+    pub fn overflow(&self, offset: u64, place: OwnedSemaphorePermit) {
         let mut memory = self.memory();
         memory.from = Some(offset);
         memory.start = offset;
+        memory.place = Some(place);
+    }
+
+    /// Nothing more comes.
+    fn end(&self) {
+        let mut memory = self.memory();
+        memory.ended = true;
+        memory.trim(self.coming.any());
     }
 
     /// Whether a reader that comes now can have all of it.
@@ -190,11 +243,14 @@ impl Source {
 
     /// A reader's number; it wants the first byte.
     pub fn enter(&self) -> u64 {
+        self.memory().enter(0)
+    }
+
+    /// The number of a reader that wants what another wants.
+    pub fn enter_beside(&self, reader: u64) -> u64 {
         let mut memory = self.memory();
-        memory.next_reader += 1;
-        let number = memory.next_reader;
-        memory.positions.insert(number, 0);
-        number
+        let at = memory.positions.get(&reader).copied().unwrap_or(0);
+        memory.enter(at)
     }
 
     /// What a reader wants next.
@@ -202,6 +258,7 @@ impl Source {
         let mut memory = self.memory();
         memory.positions.insert(reader, offset);
         if memory.from.is_some() {
+            memory.trim(self.coming.any());
             drop(memory);
             self.coming.space.notify_one();
         }
@@ -209,7 +266,10 @@ impl Source {
 
     /// A reader is gone.
     pub fn leave(&self, reader: u64) {
-        self.memory().positions.remove(&reader);
+        let mut memory = self.memory();
+        memory.positions.remove(&reader);
+        memory.trim(self.coming.any());
+        drop(memory);
         self.coming.space.notify_one();
     }
 
@@ -266,13 +326,20 @@ impl Source {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Semaphore;
+
     use super::*;
 
     const PIECE: usize = WINDOW / 4;
 
     fn source() -> (Source, Arc<Coming>) {
+        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        source_by(place)
+    }
+
+    fn source_by(place: OwnedSemaphorePermit) -> (Source, Arc<Coming>) {
         let coming = Arc::new(Coming::default());
-        (Source::in_memory(100 * PIECE as u64, Arc::clone(&coming)), coming)
+        (Source::in_memory(100 * PIECE as u64, Arc::clone(&coming), place), coming)
     }
 
     /// Pushes a piece, if that needs no waiting.
@@ -327,5 +394,42 @@ mod tests {
         let current = source.enter();
         source.wants(current, 21 * PIECE as u64);
         assert!(!pushes(&source));
+    }
+
+    #[tokio::test]
+    async fn after_the_end_what_nobody_can_want_goes_and_the_right_to_the_memory_with_it() {
+        let held = |source: &Source| source.memory().held / PIECE;
+        let places = Arc::new(Semaphore::new(1));
+        let (source, coming) = source_by(Arc::clone(&places).try_acquire_owned().unwrap());
+        let source = Arc::new(source);
+        let ending = Ending::of(&source);
+        assert!((0..5).all(|_| pushes(&source)));
+        let [behind, slow] = [source.enter(), source.enter()];
+        source.wants(slow, 3 * PIECE as u64);
+        assert_eq!(held(&source), 4, "more may come");
+        drop(ending);
+        assert_eq!((held(&source), places.available_permits()), (2, 0), "two pieces can be read yet");
+        assert!(source.piece(3 * PIECE as u64, 4 * PIECE as u64).is_ok());
+        let twin = source.enter_beside(slow);
+        source.leave(slow);
+        assert_eq!(held(&source), 2);
+        source.wants(twin, 4 * PIECE as u64);
+        assert_eq!((held(&source), places.available_permits()), (1, 0));
+        source.leave(twin);
+        assert_eq!((held(&source), places.available_permits()), (0, 1), "who is left behind holds nothing");
+        source.leave(behind);
+        drop((source, coming));
+        // A small one, which is read only after its end.
+        let (source, coming) = source_by(Arc::clone(&places).try_acquire_owned().unwrap());
+        let source = Arc::new(source);
+        let on_the_way = coming.announce();
+        assert!(pushes(&source));
+        drop(Ending::of(&source));
+        assert_eq!(held(&source), 1, "somebody comes for it");
+        let reader = source.enter();
+        drop(on_the_way);
+        assert!(source.piece(0, 1).is_ok());
+        source.leave(reader);
+        assert_eq!((held(&source), places.available_permits()), (0, 1));
     }
 }

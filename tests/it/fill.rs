@@ -395,6 +395,33 @@ async fn what_passes_through_memory_is_read_while_it_comes_whatever_the_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_hangs_leaves_room_to_the_others_and_whose_turn_does_not_come_is_told_so() {
+    /// Fills from one registry at once.
+    const OF_ONE: usize = 64;
+    let (world, other) = (World::new().await, ScriptedRegistry::start().await);
+    world.registry.fault(of(Kind::BlobGet), usize::MAX, Fault::Hang);
+    let hanging: Vec<_> = (0..300)
+        .map(|n| {
+            let (puller, ask) = (world.puller.clone(), world.ask(Digest::sha256(format!("{n}").as_bytes())));
+            let ask = Ask { budget: Budget::within(HOUR), ..ask };
+            tokio::spawn(async move { puller.open(&ask).await.map(|_| ()) })
+        })
+        .collect();
+    while world.gets() < OF_ONE {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let bytes = content(LARGE);
+    let digest = other.add_blob("team/app", &bytes);
+    let elsewhere = Ask { way: way_to(&other, "team/app"), ..world.ask(digest) };
+    assert!(read(world.puller.open(&elsewhere).await.unwrap().0).await.0 == bytes);
+    let late = Ask { budget: Budget::within(Duration::from_millis(100)), ..world.ask(Digest::sha256(b"late")) };
+    let error = world.puller.open(&late).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, PullError::Busy(_)) && error.class() == Class::Limit, "{error}");
+    assert_eq!(world.gets(), OF_ONE);
+    hanging.iter().for_each(|asker| asker.abort());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_length_that_differs_from_what_was_promised_is_refused() {
     for (stated, known, class) in [
         (Some((LARGE - 1).to_string()), Some(LARGE), Class::Size),
