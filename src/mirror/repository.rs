@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use http::HeaderValue;
@@ -24,6 +27,8 @@ use crate::{
 /// A tag's time of checking is written to the disk again when it is this much newer than what is there, so that a
 /// restart knows it well enough and a busy tag costs no write a minute.
 const SAVE_EVERY: u64 = 5 * 60_000;
+/// So many manifests more than twice those that were read from the disk, and the disk is read again.
+const MAX_NEW: usize = 1024;
 /// How many repositories of one upstream are kept in memory; past it those that nobody is using now are read again.
 const MAX_REPOSITORIES: usize = 4096;
 
@@ -37,6 +42,8 @@ pub(super) struct Mirrored {
     /// What image manifests name, and one of them that does. Not what an index names: those are manifests, which the
     /// upstream is asked for each by itself, since not every upstream looks whether it has what an index names.
     children: RwLock<HashMap<Digest, Digest>>,
+    /// How many manifests it had when it was last read from the disk.
+    loaded: AtomicUsize,
     tags: RwLock<HashMap<Tag, Known>>,
     /// How the upstream asked here who it is, when it last did.
     challenge: RwLock<Option<Arc<[HeaderValue]>>>,
@@ -70,6 +77,19 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Manifests with their media types, and what those of images name.
+fn linked(records: Vec<(Digest, MirroredManifest)>) -> (HashMap<Digest, HeaderValue>, HashMap<Digest, Digest>) {
+    let (mut manifests, mut children) = (HashMap::new(), HashMap::new());
+    for (digest, manifest) in records {
+        let Ok(media_type) = HeaderValue::try_from(manifest.media_type) else { continue };
+        if is_image(&media_type) {
+            children.extend(manifest.refers_to.into_iter().map(|child| (child, digest)));
+        }
+        manifests.insert(digest, media_type);
+    }
+    (manifests, children)
+}
+
 fn is_image(media_type: &HeaderValue) -> bool {
     media_type.to_str().is_ok_and(media_type::is_manifest)
 }
@@ -77,21 +97,14 @@ fn is_image(media_type: &HeaderValue) -> bool {
 impl Mirrored {
     fn new(upstream: Arc<Upstream>, name: Repository, links: MirroredLinks, readers: &Readers) -> Self {
         let everybody = readers.hash(&[b"everybody", upstream.name().as_bytes(), name.as_str().as_bytes()]);
-        let mut manifests = HashMap::new();
-        let mut children = HashMap::new();
-        for (digest, manifest) in links.manifests {
-            let Ok(media_type) = HeaderValue::try_from(manifest.media_type) else { continue };
-            if is_image(&media_type) {
-                children.extend(manifest.refers_to.into_iter().map(|child| (child, digest)));
-            }
-            manifests.insert(digest, media_type);
-        }
+        let (manifests, children) = linked(links.manifests);
         let known = |to: MirroredTag| Known { digest: to.digest, checked: to.checked, saved: to.checked };
         let tags = links.tags.into_iter().map(|(tag, to)| (tag, known(to))).collect();
         Self {
             upstream,
             name,
             everybody,
+            loaded: AtomicUsize::new(manifests.len()),
             manifests: RwLock::new(manifests),
             children: RwLock::new(children),
             tags: RwLock::new(tags),
@@ -142,7 +155,18 @@ impl Mirrored {
         if is_image(&media_type) {
             write(&self.children).extend(record.refers_to.into_iter().map(|child| (child, *digest)));
         }
-        write(&self.manifests).insert(*digest, media_type);
+        let count = {
+            let mut manifests = write(&self.manifests);
+            manifests.insert(*digest, media_type);
+            manifests.len()
+        };
+        if count > 2 * self.loaded.load(Ordering::Relaxed) + MAX_NEW {
+            // The disk has no more of those whose bytes are gone. What another writes meanwhile costs a question.
+            let (manifests, children) = linked(store.mirrored(self.upstream.registry(), &self.name).load()?.manifests);
+            self.loaded.store(manifests.len(), Ordering::Relaxed);
+            *write(&self.children) = children;
+            *write(&self.manifests) = manifests;
+        }
         Ok(())
     }
 
@@ -255,6 +279,24 @@ mod tests {
             assert_eq!((repository.linked(&index), repository.linked(&child)), (Some(index), None));
         }
         drop(scene.root);
+    }
+
+    #[test]
+    fn what_is_no_longer_on_the_disk_does_not_pile_up_in_memory() {
+        let scene = Scene::new();
+        let repository = scene.open();
+        let kind = || HeaderValue::from_static(media_type::OCI_MANIFEST);
+        let digest = |n: usize| Digest::sha256(n.to_string().as_bytes());
+        // None of them is held.
+        for n in 0..=MAX_NEW {
+            assert!(repository.manifest(&digest(0)).is_some() || n == 0, "{n}");
+            if n == MAX_NEW {
+                scene.store.collect(Vec::new, std::time::Duration::ZERO).unwrap();
+            }
+            repository.put_manifest(&scene.store, &digest(n), kind(), vec![digest(n + 10_000)]).unwrap();
+        }
+        assert_eq!((repository.manifest(&digest(0)), repository.linked(&digest(10_000))), (None, None));
+        assert!(repository.manifest(&digest(MAX_NEW)).is_some(), "the disk has it");
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub struct MirroredRepository<'a> {
 pub struct MirroredManifest {
     /// The Content-Type that the upstream gave it.
     pub media_type: String,
-    /// What it names: config, layers, or an index's manifests. They may be read through the repository.
+    /// What it names: config, layers, or an index's manifests. What an image names may be read through the repository.
     pub refers_to: Vec<Digest>,
 }
 
