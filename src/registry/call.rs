@@ -56,6 +56,52 @@ pub(super) struct Session {
     pub(super) windows: Windows,
 }
 
+/// Longer than the longest window of silence, which a session holds.
+pub(super) const SESSION_IDLE: Duration = Duration::from_secs(2 * 3600);
+/// The same with a token that somebody brought, which comes to its end soon and is followed by another.
+const TOKEN_IDLE: Duration = Duration::from_secs(10 * 60);
+/// What a session takes beside its credential, roughly, in bytes.
+const SESSION: usize = 1 << 10;
+
+/// Keeps a session until nobody has used it for long enough.
+pub(super) struct SessionLife;
+
+impl SessionLife {
+    fn idle(endpoint: &Endpoint) -> Option<Duration> {
+        Some(match endpoint.credentials {
+            Credentials::RegistryToken(_) => TOKEN_IDLE,
+            _ => SESSION_IDLE,
+        })
+    }
+}
+
+impl moka::Expiry<Endpoint, Arc<Session>> for SessionLife {
+    fn expire_after_create(&self, at: &Endpoint, _: &Arc<Session>, _: Instant) -> Option<Duration> {
+        Self::idle(at)
+    }
+
+    fn expire_after_read(
+        &self,
+        at: &Endpoint,
+        _: &Arc<Session>,
+        _: Instant,
+        _: Option<Duration>,
+        _: Instant,
+    ) -> Option<Duration> {
+        Self::idle(at)
+    }
+}
+
+/// The bytes of a session, roughly: its credential is in the key, in the session and in what it was settled to.
+pub(super) fn session_weight(at: &Endpoint, _: &Arc<Session>) -> u32 {
+    let credential = match &at.credentials {
+        Credentials::Anonymous | Credentials::Login(_) => 0,
+        Credentials::Basic { username, password } => username.len() + password.expose().len(),
+        Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => token.expose().len(),
+    };
+    u32::try_from(SESSION + 3 * credential).unwrap_or(u32::MAX)
+}
+
 impl Session {
     pub(super) fn new(id: u64, endpoint: Endpoint, profile: Arc<Profile>) -> Self {
         Self {
@@ -402,6 +448,33 @@ pub(super) async fn refused(session: &Session, method: &Method, status: StatusCo
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn sessions_of_long_credentials_are_few_and_those_of_tokens_short() {
+        let endpoint = |credentials| Endpoint {
+            registry: "r.example".parse().unwrap(),
+            transport: crate::registry::Transport::default(),
+            credentials,
+        };
+        let client = crate::registry::Client::new(crate::registry::Config::default()).unwrap();
+        let token = |n: usize| {
+            let long = format!("{n:08}{}", "x".repeat(8 << 10));
+            endpoint(Credentials::RegistryToken(crate::secret::Secret::new(long)))
+        };
+        for n in 0..2_000 {
+            client.0.session(&token(n)).await.unwrap();
+        }
+        client.0.sessions.run_pending_tasks().await;
+        let kept = client.0.sessions.entry_count();
+        assert!((100..700).contains(&kept), "{kept} of 25 KiB each in 16 MiB");
+        let session = client.0.session(&endpoint(Credentials::Anonymous)).await.unwrap();
+        for (at, idle) in [(endpoint(Credentials::Anonymous), SESSION_IDLE), (token(0), TOKEN_IDLE)] {
+            use moka::Expiry as _;
+            let now = Instant::now();
+            assert_eq!(SessionLife.expire_after_create(&at, &session, now), Some(idle));
+            assert_eq!(SessionLife.expire_after_read(&at, &session, now, None, now), Some(idle));
+        }
+    }
 
     #[test]
     fn a_tls_port_is_told_by_its_usual_words() {

@@ -224,12 +224,10 @@ struct Inner {
     next_session: AtomicU64,
 }
 
-/// How many transports, endpoints and tokens are remembered; what is forgotten costs a handshake or a 401.
+/// How many transports and tokens are remembered, and bytes of sessions; what is forgotten costs a handshake or a 401.
 const MAX_PROFILES: u64 = 1024;
-const MAX_SESSIONS: u64 = 16_384;
+const MAX_SESSIONS: u64 = 16 << 20;
 const MAX_TOKENS: u64 = 65_536;
-/// Longer than the longest window of silence, which a session holds.
-const SESSION_IDLE: Duration = Duration::from_secs(2 * 3600);
 
 /// Keeps each token for as long as it says.
 struct TokenLife;
@@ -281,8 +279,12 @@ impl Client {
         Ok(Self(Arc::new(Inner {
             rules: Arc::new(rules),
             environment: Arc::new(config.proxies.clone()),
-            profiles: Cache::builder().max_capacity(MAX_PROFILES).time_to_idle(SESSION_IDLE).build(),
-            sessions: Cache::builder().max_capacity(MAX_SESSIONS).time_to_idle(SESSION_IDLE).build(),
+            profiles: Cache::builder().max_capacity(MAX_PROFILES).time_to_idle(call::SESSION_IDLE).build(),
+            sessions: Cache::builder()
+                .max_capacity(MAX_SESSIONS)
+                .weigher(call::session_weight)
+                .expire_after(call::SessionLife)
+                .build(),
             tokens: Cache::builder().max_capacity(MAX_TOKENS).expire_after(TokenLife).build(),
             logins: login::Logins::new(config.login.clone()),
             next_session: AtomicU64::new(0),
