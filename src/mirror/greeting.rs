@@ -102,7 +102,8 @@ impl Inner {
                     return wants(&challenges);
                 }
                 if !refused {
-                    self.mark(id, Mark { when: now, until: now.saturating_add(GRANTED_FOR) }).await;
+                    let mark = Mark { when: now, until: now.saturating_add(GRANTED_FOR) };
+                    self.mark(id, mark.of_repository(false)).await;
                     return Ok(());
                 }
                 if challenges.is_empty()

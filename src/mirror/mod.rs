@@ -5,7 +5,7 @@
 //! - Only configured upstreams are contacted, whatever a request names.
 //! - Content is served to whom its upstream shows it: a repository to everybody while the upstream shows it to
 //!   everybody, or to a credential while the upstream takes that; for five minutes without asking again. A blob is
-//!   readable through a repository only where a manifest obtained there names it, or the upstream says that it has it
+//!   readable through a repository only where an image obtained there names it, or the upstream says that it has it
 //!   there. Knowing a digest grants nothing.
 //! - A tag's digest is asked for once in its time (`tagTTL`), with a HEAD, however many clients want it; a manifest is
 //!   fetched only where its bytes are not held, and once for all who want it at once.
@@ -280,7 +280,8 @@ impl Inner {
 
     /// The upstream showed `mark`'s subject to its reader.
     async fn grant(self: &Arc<Self>, id: Hash, reader: &Reader) {
-        self.mark(id, reader.mark(self.clock.now())).await;
+        let of_repository = id == reader.id && !matches!(reader.who, Who::Own(_));
+        self.mark(id, reader.mark(self.clock.now()).of_repository(of_repository)).await;
     }
 
     async fn mark(self: &Arc<Self>, id: Hash, mark: Mark) {
@@ -294,7 +295,9 @@ impl Inner {
     async fn end(self: &Arc<Self>, reader: &Reader, now: u64) {
         let (inner, reader) = (Arc::clone(self), reader.clone());
         let ended = blocking::io(move || {
-            inner.readers.set(reader.refused(&inner.readers), Mark { when: now, until: u64::MAX })?;
+            // Whoever asks for names at random makes as many of these: they must not push repositories' marks out.
+            let refused = Mark { when: now, until: u64::MAX }.of_repository(false);
+            inner.readers.set(reader.refused(&inner.readers), refused)?;
             inner.readers.end(&reader.id)
         });
         if let Err(error) = ended.await {

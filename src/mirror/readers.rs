@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! grants/readers   records of 40 bytes: hash (16), when (8), until (8), check (8); numbers little-endian,
-//!                  milliseconds since 1970; the last record of a hash counts, `until` 0 ends it
+//!                  milliseconds since 1970; the last record of a hash counts, `until` 0 ends it; an odd `until` is
+//!                  that of a mark about a whole repository and everybody
 //! ```
 //! Records are appended without a sync; one that is torn or does not check ends what is read, and the file is written
 //! anew without dead records when it is opened and whenever these are the most of it. A lost mark costs one request to
@@ -24,7 +25,7 @@ use super::clock::lasts;
 
 /// Bytes of a record.
 const RECORD: usize = 40;
-/// The most marks that are kept; past it the oldest half goes.
+/// The most marks that are kept; past it half of them go.
 const MAX_MARKS: usize = 65_536;
 /// Fewer dead records than this are not worth a new file.
 const MIN_DEAD: usize = 4096;
@@ -51,6 +52,18 @@ impl Mark {
     /// Whether it is good now.
     pub fn is_fresh(self, now: u64) -> bool {
         lasts(self.when, self.until.saturating_sub(self.when), now)
+    }
+
+    /// The same, told as one about a whole repository and everybody, or as another. Those are few, and while an upstream
+    /// is down nothing can take their place.
+    pub fn of_repository(self, yes: bool) -> Self {
+        // Never longer than it was.
+        Self { until: if yes { self.until.saturating_sub(1) | 1 } else { self.until & !1 }, ..self }
+    }
+
+    /// Whether it should stay when others go.
+    fn stays(self) -> bool {
+        self.until & 1 == 1
     }
 
     /// Whether it is good now or ran out less than `grace` milliseconds ago.
@@ -97,7 +110,7 @@ impl Readers {
         {
             let mut marks = self.marks.write().unwrap_or_else(PoisonError::into_inner);
             if marks.len() >= MAX_MARKS && !marks.contains_key(&hash) {
-                drop_oldest_half(&mut marks);
+                drop_half(&mut marks);
             }
             marks.insert(hash, mark);
         }
@@ -126,12 +139,13 @@ impl Readers {
     }
 }
 
-fn drop_oldest_half(marks: &mut HashMap<Hash, Mark>) {
-    let mut times: Vec<u64> = marks.values().map(|mark| mark.when).collect();
-    let middle = times.len() / 2;
-    let (_, median, _) = times.select_nth_unstable(middle);
+/// Drops half of the marks: the oldest, and those that should stay after all others.
+fn drop_half(marks: &mut HashMap<Hash, Mark>) {
+    let mut ages: Vec<(bool, u64)> = marks.values().map(|mark| (mark.stays(), mark.when)).collect();
+    let middle = ages.len() / 2;
+    let (_, median, _) = ages.select_nth_unstable(middle);
     let median = *median;
-    marks.retain(|_, mark| mark.when > median);
+    marks.retain(|_, mark| (mark.stays(), mark.when) > median);
 }
 
 fn record(key: &[u8; 32], hash: &Hash, mark: Mark) -> [u8; RECORD] {
@@ -244,11 +258,17 @@ mod tests {
     }
 
     #[test]
-    fn past_the_most_marks_the_older_half_goes() {
-        let mut marks: HashMap<Hash, Mark> = (0..10u8).map(|n| ([n; 16], mark(n.into()))).collect();
-        drop_oldest_half(&mut marks);
-        let mut left: Vec<u64> = marks.values().map(|m| m.when).collect();
-        left.sort_unstable();
-        assert_eq!(left, [6, 7, 8, 9]);
+    fn past_the_most_marks_the_older_half_goes_and_repositories_last() {
+        let left = |repositories: &[u64]| {
+            let of_repository = |n: u64| mark(n).of_repository(repositories.contains(&n));
+            let mut marks: HashMap<Hash, Mark> = (0..10).map(|n| ([n as u8; 16], of_repository(n))).collect();
+            drop_half(&mut marks);
+            let mut left: Vec<u64> = marks.values().map(|m| m.when).collect();
+            left.sort_unstable();
+            left
+        };
+        assert_eq!(left(&[]), [6, 7, 8, 9]);
+        assert_eq!(left(&[0, 1]), [0, 1, 8, 9]);
+        assert_eq!(left(&[0, 1, 2, 3, 4, 5, 6, 7]), [4, 5, 6, 7]);
     }
 }
