@@ -34,11 +34,12 @@ impl Negatives {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let list = all.get_mut(what)?;
         list.retain(|no| lasts(no.when, no.span, now));
-        let miss = list.iter().find(|no| no.caller == *caller).map(|no| no.miss.clone());
+        let no = list.iter().find(|no| no.caller == *caller).cloned();
         if list.is_empty() {
             all.remove(what);
         }
-        miss
+        // What it was said of may have been forgotten by itself.
+        no.filter(|no| no.of.is_none_or(|of| all.contains_key(&of))).map(|no| no.miss)
     }
 
     /// Remembers what the caller was told, for `span` milliseconds.
@@ -123,6 +124,10 @@ mod tests {
         assert!(negatives.get(&tag, &you, 109).is_none(), "another was told");
         assert!(negatives.forget(&tag));
         assert!(negatives.get(&digest, &me, 109).is_none());
+        negatives.put(digest, me, &Miss::not_found("no"), 10, 100);
+        negatives.extend(&digest, tag, &me, 105);
+        assert!(negatives.forget(&digest));
+        assert!(negatives.get(&tag, &me, 109).is_none());
         negatives.put(digest, me, &Miss::not_found("no"), 10, 100);
         negatives.extend(&digest, tag, &me, 105);
         assert!(negatives.get(&tag, &me, 110).is_none(), "and no longer");
