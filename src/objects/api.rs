@@ -324,7 +324,7 @@ mod tests {
         tokio::spawn(async move {
             let mut unanswered = Vec::new();
             while let Ok((mut stream, _)) = listener.accept().await {
-                stream.read(&mut [0; 4096]).await.unwrap();
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
                 if counted.fetch_add(1, SeqCst) == 0 {
                     unanswered.push(stream);
                     continue;
