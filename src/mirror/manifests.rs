@@ -289,7 +289,12 @@ impl Inner {
         if let Some(miss) = self.negatives.get(&what, &reader.id, self.clock.now()) {
             return Err(miss);
         }
-        let key = self.readers.hash(&[b"fetch", &repository.everybody, digest.to_string().as_bytes()]);
+        // Where each asks as himself, what one is refused says nothing to another.
+        let of: &[u8] = match repository.upstream.mode() {
+            Mode::PassThrough => &reader.id,
+            _ => &repository.everybody,
+        };
+        let key = self.readers.hash(&[b"fetch", of, digest.to_string().as_bytes()]);
         let (result, began) = self.fetches.run(key, || self.fetch(repository, reader, digest, patience)).await;
         let result = result.unwrap_or_else(|| Err(Miss::here("fetching the manifest failed", Class::Limit)));
         result.map(|fetched| Fetched { collapsed: !began, ..fetched })

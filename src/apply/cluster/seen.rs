@@ -22,8 +22,9 @@ use crate::apply::{
 
 /// How long a list that nobody asks for is kept.
 const FORGET: Duration = Duration::from_secs(600);
-/// How soon a list may follow the one before: who asks meanwhile shares it.
-const GATHER: Duration = Duration::from_millis(100);
+/// How soon a list may begin after the end of the one before: whoever was served by that, and asks again, shares the next one
+/// with those who have waited.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// An object's metadata, as far as it counts.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -106,6 +107,7 @@ impl Seen {
 #[derive(Debug)]
 pub struct Snapshot {
     begun: Instant,
+    ended: Instant,
     objects: HashMap<(Box<str>, Box<str>), Seen>,
 }
 
@@ -160,7 +162,7 @@ impl Snapshots {
             return Ok(Some(Arc::clone(snapshot)));
         }
         if let Some(before) = &*held {
-            tokio::time::sleep_until(before.begun + GATHER).await;
+            tokio::time::sleep_until(before.ended + GATHER).await;
         }
         let begun = Instant::now();
         let mut objects = HashMap::new();
@@ -174,7 +176,7 @@ impl Snapshots {
             Err(CallError::Refused { code: 403..=405, .. }) => return Ok(None),
             Err(error) => return Err(error),
         }
-        let snapshot = Arc::new(Snapshot { begun, objects });
+        let snapshot = Arc::new(Snapshot { begun, ended: Instant::now(), objects });
         *held = Some(Arc::clone(&snapshot));
         Ok(Some(snapshot))
     }
