@@ -157,6 +157,11 @@ impl KustomizationSpec {
         let read = |value: &Value| HealthCheck::deserialize(value).map_err(|e| format!("spec.healthChecks: {e}"));
         self.health_checks.iter().map(read).collect()
     }
+
+    /// Whether it applies to another cluster than the one it lies in.
+    pub fn is_remote(&self) -> bool {
+        self.kube_config.as_ref().is_some_and(|value| !value.is_null())
+    }
 }
 
 /// `{name, namespace}`.

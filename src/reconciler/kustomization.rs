@@ -256,7 +256,10 @@ pub fn observe_anothers(shared: &Arc<Shared>, key: &Key, status: &Status) -> boo
 
 /// A message without what the variables have from Secrets.
 fn hide(variables: Option<&Variables>, message: String) -> String {
-    variables.map_or_else(|| message.clone(), |variables| variables.hide(&message))
+    match variables {
+        Some(variables) => variables.hide(&message),
+        None => message,
+    }
 }
 
 /// Brings up what the source has now; the artifact that it was.

@@ -148,11 +148,6 @@ pub async fn drop_all(shared: &Arc<Shared>, key: &Key, status: &Status, retained
     }
 }
 
-/// Takes an artifact away that was made for an object and never got into its status.
-pub async fn discard(shared: &Arc<Shared>, key: &Key, artifact: &Artifact) {
-    take_away(shared, key, &artifact.path, artifact.digest).await;
-}
-
 impl Entry {
     /// Whether a path is its current artifact's, or of one that is kept.
     fn names(&self, path: &str) -> bool {
@@ -160,7 +155,8 @@ impl Entry {
     }
 }
 
-async fn take_away(shared: &Arc<Shared>, key: &Key, path: &str, digest: Digest) {
+/// Takes an artifact of an object away, unless its status names it, or it is still kept beside that.
+pub async fn take_away(shared: &Arc<Shared>, key: &Key, path: &str, digest: Digest) {
     {
         let state = shared.lock();
         if state.objects.get(key).is_none_or(|e| !e.names(path)) {
@@ -170,8 +166,6 @@ async fn take_away(shared: &Arc<Shared>, key: &Key, path: &str, digest: Digest) 
     retire_tree(shared, key, digest).await;
 }
 
-/// Takes a version's tree away. Objects of different kinds with one name share the folder: it stays as long as another
-/// of them has it.
 /// An artifact on its way into a status: its tree is nobody's to take away meanwhile.
 pub struct Making {
     shared: Arc<Shared>,
@@ -198,6 +192,8 @@ impl Drop for Making {
     }
 }
 
+/// Takes a version's tree away. Objects of different kinds with one name share the folder: it stays as long as another
+/// of them has it.
 async fn retire_tree(shared: &Arc<Shared>, key: &Key, digest: Digest) {
     let named = {
         let state = shared.lock();

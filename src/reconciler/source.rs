@@ -173,7 +173,7 @@ async fn pass(
     } else if let Some(artifact) = artifact {
         // Changed, suspended or gone meanwhile: what no status names is not served.
         drop(made);
-        retention::discard(shared, key, &artifact).await;
+        retention::take_away(shared, key, &artifact.path, artifact.digest).await;
     }
     record(key, failure.as_ref().map(|f| f.class), started.elapsed());
     failure

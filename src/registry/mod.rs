@@ -224,9 +224,9 @@ struct Inner {
     next_session: AtomicU64,
 }
 
-/// How many transports and tokens are remembered, and bytes of sessions; what is forgotten costs a handshake or a 401.
+/// How many transports and tokens are remembered, and how many bytes of sessions; what is forgotten costs a handshake or a 401.
 const MAX_PROFILES: u64 = 1024;
-const MAX_SESSIONS: u64 = 16 << 20;
+const MAX_SESSION_BYTES: u64 = 16 << 20;
 const MAX_TOKENS: u64 = 65_536;
 
 /// Keeps each token for as long as it says.
@@ -281,7 +281,7 @@ impl Client {
             environment: Arc::new(config.proxies.clone()),
             profiles: Cache::builder().max_capacity(MAX_PROFILES).time_to_idle(call::SESSION_IDLE).build(),
             sessions: Cache::builder()
-                .max_capacity(MAX_SESSIONS)
+                .max_capacity(MAX_SESSION_BYTES)
                 .weigher(call::session_weight)
                 .expire_after(call::SessionLife)
                 .build(),

@@ -9,7 +9,7 @@ use crate::support::{
     eventually,
     fixtures::Files,
     kubernetes::{Kubernetes as _, NAMESPACE, Scripted, Stage, object, path_of, with},
-    larder::{condition_of, fetch_artifact, is_ready},
+    larder::{Larder, condition_of, fetch_artifact, is_ready},
     registry,
 };
 
@@ -39,30 +39,28 @@ fn deletes_maps(call: &Call) -> bool {
     call.verb == "delete" && call.resource == "configmaps" && call.headers.contains_key("authorization")
 }
 
-fn forbidden() -> Fault {
-    Fault::status(403, "Forbidden")
-}
-
-/// Until a deletion was tried.
-fn stuck(api: &Scripted) {
+/// A daemon that tries in vain to delete what a Kustomization applied, which is being deleted.
+fn stuck(stage: &Stage<'_, Scripted>, wanted: &Value) -> Larder {
+    source(stage, &maps(&["a"]));
+    let (api, path) = (stage.api, path_of(wanted));
+    api.create(wanted);
+    let larder = stage.serve(&[]);
+    stage.ready(&path);
+    api.0.fault(deletes_maps, usize::MAX, Fault::status(403, "Forbidden"));
+    api.delete(&path);
     eventually("a deletion that fails", || {
         if api.0.calls().iter().any(deletes_maps) { Ok(()) } else { Err(format!("{:?}", api.writes())) }
     });
+    larder
 }
 
 #[test]
 fn an_end_that_is_stuck_touches_nothing_of_the_object_made_anew() {
     let api = Scripted(ApiServer::start());
     let stage = Stage::new(&api);
-    source(&stage, &maps(&["a"]));
     let wanted = kustomization("app", json!({}));
     let path = path_of(&wanted);
-    api.create(&wanted);
-    let _larder = stage.serve(&[]);
-    stage.ready(&path);
-    api.0.fault(deletes_maps, usize::MAX, forbidden());
-    api.delete(&path);
-    stuck(&api);
+    let _larder = stuck(&stage, &wanted);
     // Somebody loses patience.
     api.patch(&path, &json!({ "metadata": { "finalizers": null } }));
     api.wait_gone(&path);
@@ -82,15 +80,9 @@ fn an_end_that_is_stuck_touches_nothing_of_the_object_made_anew() {
 fn an_end_goes_by_what_the_spec_says_by_then() {
     let api = Scripted(ApiServer::start());
     let stage = Stage::new(&api);
-    source(&stage, &maps(&["a"]));
     let wanted = kustomization("app", json!({}));
     let path = path_of(&wanted);
-    api.create(&wanted);
-    let _larder = stage.serve(&[]);
-    stage.ready(&path);
-    api.0.fault(deletes_maps, usize::MAX, forbidden());
-    api.delete(&path);
-    stuck(&api);
+    let _larder = stuck(&stage, &wanted);
     api.patch(&path, &json!({ "spec": { "deletionPolicy": "Orphan" } }));
     api.wait_gone(&path);
     api.0.behave();

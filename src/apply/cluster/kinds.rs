@@ -57,9 +57,7 @@ impl Kinds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place, known);
         Ok(resource)
     }
-}
 
-impl Kinds {
     /// A kind in the version that an inventory has, or, where that is served no more, in one that is: its objects are the same.
     pub async fn find_any(&self, api: &Api, id: &Id) -> Result<Option<Arc<Resource>>, CallError> {
         let found = self.find(api, &id.group, &id.version, &id.kind).await?;
@@ -80,7 +78,7 @@ impl Kinds {
     }
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 struct Group {
     versions: Vec<Version>,
 }

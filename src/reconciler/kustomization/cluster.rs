@@ -212,7 +212,7 @@ pub async fn end(shared: &Arc<Shared>, applier: &Applier, object: &Arc<Object>, 
     };
     let why = if ends_elsewhere(shared, object, spec, &status) {
         None
-    } else if is_remote(spec) && doomed(spec, &status).is_some_and(|entries| !entries.is_empty()) {
+    } else if spec.is_remote() && doomed(spec, &status).is_some_and(|entries| !entries.is_empty()) {
         Some(
             "spec.kubeConfig: what was applied lies in another cluster, where nothing is deleted from here; let Flux's \
              kustomize-controller end this object, or set spec.deletionPolicy to Orphan",
@@ -229,10 +229,6 @@ pub async fn end(shared: &Arc<Shared>, applier: &Applier, object: &Arc<Object>, 
             Event { normal: false, reason: "PruneFailed".into(), message: message.into(), class: Some(Class::Spec) };
         shared.backend.event(object, event).await;
     }
-}
-
-fn is_remote(spec: &KustomizationSpec) -> bool {
-    spec.kube_config.as_ref().is_some_and(|value| !value.is_null())
 }
 
 /// An object that is still being deleted, as it and its status are now, if this process may end it.

@@ -29,7 +29,6 @@ fn unsupported(
     spec: &KustomizationSpec,
 ) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
     let expressions = !spec.health_check_exprs.is_empty() || spec.depends_on.iter().any(|d| d.ready_expr.is_some());
-    let remote = spec.kube_config.as_ref().is_some_and(|value| !value.is_null());
     let ignored = object.raw_spec.get("ignore").is_some_and(|rules| rules.as_array().is_none_or(|r| !r.is_empty()));
     [
         (
@@ -39,7 +38,7 @@ fn unsupported(
              spec.healthChecks, and dependsOn without readyExpr",
         ),
         (
-            remote,
+            spec.is_remote(),
             "ReconciliationFailed",
             "spec.kubeConfig: objects are applied to the cluster of this Kustomization only; run Larder, or Flux's \
              kustomize-controller, in the other cluster",
