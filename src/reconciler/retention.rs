@@ -197,10 +197,10 @@ impl Drop for Making {
 async fn retire_tree(shared: &Arc<Shared>, key: &Key, digest: Digest) {
     let named = {
         let state = shared.lock();
-        state.making.contains_key(&(key.clone(), digest))
+        let shares = |k: &Key| (&k.namespace, &k.name) == (&key.namespace, &key.name);
+        state.making.keys().any(|(k, made)| shares(k) && *made == digest)
             || state.objects.values().any(|e| {
-                let k = &e.object.key;
-                (&k.namespace, &k.name) == (&key.namespace, &key.name)
+                shares(&e.object.key)
                     && (e.status.artifact.as_ref().is_some_and(|a| a.digest == digest)
                         || e.retained.0.iter().any(|s| s.digest == digest && !s.without_tree))
             })
