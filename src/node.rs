@@ -1,8 +1,9 @@
 //! The composition root: builds a daemon from its configuration, starts it, and drains it.
 //!
 //! Start-up order: the store (its lock is what keeps a second process out), the objects with their kept statuses, the
-//! artifacts that these name, then the listeners. So nothing that a status names is ever answered with 404, and no
-//! upstream is asked before the daemon is ready. Drain order: listeners stop accepting and end what is under way, passes
+//! artifacts that these name, then the listeners; the admin listener alone comes before the objects, as a cluster may
+//! be waited for. So nothing that a status names is ever answered with 404, and no upstream is asked before the daemon is
+//! ready. Drain order: listeners stop accepting and end what is under way, passes
 //! stop, the store is synced and its counters noted.
 
 mod cluster;
@@ -145,6 +146,12 @@ impl Node {
             Some(path) => Some(read_token(path)?),
             None => None,
         };
+        let mut serving = JoinSet::new();
+        // The process is live whatever it waits for, and ready at the end.
+        let (admin, bound) = (admin.address(), admin);
+        let face = Arc::new(Admin::new(store.clone(), admin, admin_token.as_ref()));
+        listen(&mut serving, bound, Arc::clone(&face), &shutdown);
+        store.set_admin_address(Some(&admin.to_string()))?;
         let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let cluster::Objects { backend, applier, producer, api_server } = tokio::select! {
             objects = cluster::objects(&config, &surroundings, &hostname, artifacts.address()) => objects?,
@@ -186,57 +193,49 @@ impl Node {
         if shutdown.begun() {
             return Err(NodeError::Stopped);
         }
-        let node = Self {
-            registry: registry.address(),
-            artifacts: artifacts.address(),
-            admin: admin.address(),
-            mirrors: mirrors.iter().map(MirrorListener::shown).collect(),
-            store: store.clone(),
-            shutdown: shutdown.clone(),
-            serving: tokio::sync::Mutex::default(),
-            _workers: workers,
-        };
-        store.set_admin_address(Some(&node.admin.to_string()))?;
         let control = Controls { reconciler: reconciler.clone(), store: store.clone(), puller, mirror: mirror.clone() };
         let control = Arc::new(control);
-        {
-            let mut serving = node.serving.lock().await;
-            let mut local = Registry::new(store.clone(), config.local_repositories()).with_access(access);
-            if let Some(mirror) = &mirror {
-                local = local.with_mirror(mirror.clone());
-                for MirrorListener { bound, upstream } in mirrors {
-                    let handler = Registry::new(store.clone(), false).bound_to(mirror.clone(), upstream);
-                    listen(&mut serving, bound, handler, &shutdown);
-                }
+        let shown = mirrors.iter().map(MirrorListener::shown).collect();
+        let (registry_at, artifacts_at) = (registry.address(), artifacts.address());
+        let mut local = Registry::new(store.clone(), config.local_repositories()).with_access(access);
+        if let Some(mirror) = &mirror {
+            local = local.with_mirror(mirror.clone());
+            for MirrorListener { bound, upstream } in mirrors {
+                let handler = Registry::new(store.clone(), false).bound_to(mirror.clone(), upstream);
+                listen(&mut serving, bound, Arc::new(handler), &shutdown);
             }
-            listen(&mut serving, registry, local, &shutdown);
-            listen(&mut serving, artifacts, Artifacts::new(store.clone(), published), &shutdown);
-            listen(
-                &mut serving,
-                admin,
-                Admin::new(control.clone(), store.clone(), node.admin, admin_token.as_ref()),
-                &shutdown,
-            );
-            let bounds = Bounds {
-                max_bytes: config.store_max_bytes.map(|size| size.0),
-                headroom_bytes: config.store_headroom_bytes.map(|size| size.0),
-            };
-            let named = reconciler.clone();
-            store.bind(bounds, move || named.roots())?;
-            if let Some(tls) = tls {
-                serving.spawn(tls.follow(shutdown.clone()));
-            }
-            serving.spawn(reconciler.run(changes));
-            serving.spawn(upkeep::trim(store.clone(), shutdown.clone()));
-            serving.spawn(upkeep::scrub(store.clone(), config.store_scrub_bytes_per_second.0, shutdown.clone()));
-            serving.spawn(sync(store.clone(), shutdown.clone()));
-            serving.spawn(collect(control, shutdown));
         }
+        listen(&mut serving, registry, Arc::new(local), &shutdown);
+        listen(&mut serving, artifacts, Arc::new(Artifacts::new(store.clone(), published)), &shutdown);
+        let bounds = Bounds {
+            max_bytes: config.store_max_bytes.map(|size| size.0),
+            headroom_bytes: config.store_headroom_bytes.map(|size| size.0),
+        };
+        let named = reconciler.clone();
+        store.bind(bounds, move || named.roots())?;
+        if let Some(tls) = tls {
+            serving.spawn(tls.follow(shutdown.clone()));
+        }
+        serving.spawn(reconciler.run(changes));
+        serving.spawn(upkeep::trim(store.clone(), shutdown.clone()));
+        serving.spawn(upkeep::scrub(store.clone(), config.store_scrub_bytes_per_second.0, shutdown.clone()));
+        serving.spawn(sync(store.clone(), shutdown.clone()));
+        serving.spawn(collect(Arc::clone(&control), shutdown.clone()));
         if let Some(producer) = producer {
             producer.begin();
         }
-        tracing::info!(registry = %node.registry, artifacts = %node.artifacts, admin = %node.admin, "ready");
-        Ok(node)
+        face.started(control);
+        tracing::info!(registry = %registry_at, artifacts = %artifacts_at, %admin, "ready");
+        Ok(Self {
+            store,
+            registry: registry_at,
+            artifacts: artifacts_at,
+            admin,
+            mirrors: shown,
+            shutdown,
+            serving: tokio::sync::Mutex::new(serving),
+            _workers: workers,
+        })
     }
 
     /// The one line of JSON that says so on stdout; `ready` stands first.
@@ -340,8 +339,8 @@ fn client_config(
     }
 }
 
-fn listen<H: Handler>(serving: &mut JoinSet<()>, bound: Bound, handler: H, shutdown: &Shutdown) {
-    serving.spawn(serve(bound, Arc::new(handler), Limits::default(), shutdown.clone()));
+fn listen<H: Handler>(serving: &mut JoinSet<()>, bound: Bound, handler: Arc<H>, shutdown: &Shutdown) {
+    serving.spawn(serve(bound, handler, Limits::default(), shutdown.clone()));
 }
 
 /// Makes what was written durable, every few seconds or 64 MiB.

@@ -186,6 +186,7 @@ impl Reconciler {
                 Some(Change::Dependency(..)) => {}
             }
         }
+        replica::has_all(&shared).await;
         (Self(shared), changes)
     }
 

@@ -74,12 +74,19 @@ pub async fn observed(shared: &Arc<Shared>, key: &Key, status: Status) {
     }
 }
 
+/// Whether everything is here that statuses name; then this replica is ready, as nobody has to be asked for anything.
+pub async fn has_all(shared: &Arc<Shared>) -> bool {
+    let all = missing(shared).await.is_empty();
+    if all {
+        shared.filled.send_replace(true);
+    }
+    all
+}
+
 /// Brings everything here that statuses name, and then says that this replica is ready.
 pub async fn fill(shared: Arc<Shared>) {
     let began = Instant::now();
-    if missing(&shared).await.is_empty() {
-        // Nobody has to be asked for anything.
-        shared.filled.send_replace(true);
+    if has_all(&shared).await {
         return;
     }
     let mut leadership = shared.leadership.clone();

@@ -9,7 +9,11 @@
 //!
 //! Errors are `{"error":"…","class":"…"}`. Nothing here ever shows a Secret: what [`Control`] lists is shown as it is.
 
-use std::{io::Cursor, net::IpAddr, net::SocketAddr, sync::Arc};
+use std::{
+    io::Cursor,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, OnceLock},
+};
 
 use async_compression::{Level, tokio::bufread::GzipEncoder};
 use bytes::Bytes;
@@ -74,7 +78,8 @@ const COMPRESS_FROM: usize = 1400;
 
 /// Serves the node's inside to its operators.
 pub struct Admin {
-    control: Arc<dyn Control>,
+    /// Empty while the node starts.
+    control: OnceLock<Arc<dyn Control>>,
     store: Store,
     address: SocketAddr,
     /// Hashed, so that comparing takes the same time whatever the token.
@@ -116,9 +121,20 @@ impl Failure {
 
 impl Admin {
     /// Serves on `address`, which decides what it shows to whom; `token` is the content of `--admin-token-file`.
-    pub fn new(control: Arc<dyn Control>, store: Store, address: SocketAddr, token: Option<&Secret>) -> Self {
+    /// Until [`Admin::started`] the process is live and not ready, and what needs the node is answered with 503.
+    pub fn new(store: Store, address: SocketAddr, token: Option<&Secret>) -> Self {
         let token = token.map(|token| blake3::hash(token.expose().trim().as_bytes()));
-        Self { control, store, address, token }
+        Self { control: OnceLock::new(), store, address, token }
+    }
+
+    /// The node has started; once.
+    pub fn started(&self, control: Arc<dyn Control>) {
+        let _ = self.control.set(control);
+    }
+
+    fn control(&self) -> Result<&Arc<dyn Control>, Failure> {
+        let why = "Larder is starting; the log says what it waits for";
+        self.control.get().ok_or_else(|| Failure::new(StatusCode::SERVICE_UNAVAILABLE, Class::Net, why))
     }
 
     async fn route(&self, request: &Request<Incoming>) -> Answer {
@@ -135,7 +151,7 @@ impl Admin {
             }
             "/readyz" => {
                 reads(request)?;
-                Ok(match self.control.ready() {
+                Ok(match self.control.get().is_some_and(|control| control.ready()) {
                     true => reply::text(StatusCode::OK, "ok", None),
                     false => reply::text(StatusCode::SERVICE_UNAVAILABLE, "not ready", Some(Class::Disk)),
                 })
@@ -157,7 +173,7 @@ impl Admin {
         match path {
             "/v1/objects" => {
                 reads(request)?;
-                let listing = self.control.list().await;
+                let listing = self.control()?.list().await;
                 let body = blocking::cpu(move || serde_json::to_vec(&listing)).await;
                 let body = body.map_err(|e| {
                     Failure::new(StatusCode::INTERNAL_SERVER_ERROR, Class::Proto, format!("cannot write the list: {e}"))
@@ -170,7 +186,7 @@ impl Admin {
             }
             "/v1/store/gc" => {
                 writes(request)?;
-                match self.control.collect().await {
+                match self.control()?.collect().await {
                     Ok(collected) => Ok(reply::json(StatusCode::OK, &collected, None)),
                     Err(why) => Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, Class::Disk, why)),
                 }
@@ -179,7 +195,7 @@ impl Admin {
                 writes(request)?;
                 let key = key(request.uri().query())?;
                 let refuse = |status, class, why| Err(Failure::new(status, class, format!("{key} {why}")));
-                match self.control.reconcile(&key).await {
+                match self.control()?.reconcile(&key).await {
                     Ok(object) => Ok(reply::json(StatusCode::OK, &object, None)),
                     Err(Refusal::Unknown) => refuse(
                         StatusCode::NOT_FOUND,
@@ -212,7 +228,7 @@ impl Admin {
                     writes(request)?;
                 }
                 let order = orders::parse(request.method(), path, request.uri().query());
-                match self.control.order(order.map_err(Failure::bad_request)?).await {
+                match self.control()?.order(order.map_err(Failure::bad_request)?).await {
                     Ok(done) => Ok(reply::json(StatusCode::OK, &done, None)),
                     Err(failure) => Err(Failure::new(orders::status(failure.class), failure.class, failure.message)),
                 }

@@ -56,7 +56,8 @@ fn start(scene: &Scene, address: &str, ready: bool, token: Option<&str>) -> Runn
     let bound = Bound::bind(address.parse().unwrap()).unwrap();
     let at = bound.address();
     let token = token.map(Secret::new);
-    let admin = Admin::new(Arc::new(Node { ready }), scene.store.clone(), at, token.as_ref());
+    let admin = Admin::new(scene.store.clone(), at, token.as_ref());
+    admin.started(Arc::new(Node { ready }));
     let mut running = Running::serve(bound, admin, Limits::default());
     running.address = SocketAddr::new([127, 0, 0, 1].into(), at.port());
     running

@@ -345,6 +345,7 @@ macro_rules! behaviours {
             }
             outage {
                 a_start_without_the_api_server_serves_what_was_published,
+                a_first_start_is_live_while_it_waits_for_the_api_server,
                 what_a_producer_published_is_served_at_a_start_without_the_api_server,
             }
         }

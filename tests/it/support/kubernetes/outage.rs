@@ -103,6 +103,36 @@ pub fn a_start_without_the_api_server_serves_what_was_published(api: &impl Kuber
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
 }
 
+pub fn a_first_start_is_live_while_it_waits_for_the_api_server(api: &(impl Kubernetes + Sync)) {
+    let stage = Stage::new(api);
+    let source = stage.oci_repository("app", "team/app", json!({}));
+    stage.push("team/app", "latest", &files(&[("a.yaml", "1")]));
+    api.create(&source);
+    api.go_away();
+    let lock = stage.folder("one").join("data/lock");
+    let admin = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| stage.serve(&[]));
+        let admin = eventually("an admin address", || {
+            let text = std::fs::read_to_string(&lock).unwrap_or_default();
+            let holder: Value = serde_json::from_str(&text).map_err(|e| format!("{text:?}: {e}"))?;
+            Ok(format!("http://{}", holder["admin"].as_str().ok_or_else(|| text.clone())?))
+        });
+        let statuses = |targets: &[&str]| targets.iter().map(|t| http::get(&format!("{admin}{t}")).status).collect();
+        let found: Vec<u16> = statuses(&["/livez", "/metrics", "/readyz", "/v1/objects"]);
+        assert_eq!(found, [200, 200, 503, 503]);
+        let asked = http::get(&format!("{admin}/v1/objects"));
+        assert!(asked.text().contains("is starting"), "{}", asked.text());
+        assert!(!starting.is_finished());
+        api.come_back();
+        let larder = starting.join().expect("it starts");
+        assert_eq!(larder.admin, admin);
+        assert_eq!(http::get(&format!("{admin}/readyz")).status, 200);
+        stage.ready(&path_of(&source));
+        admin
+    });
+    assert!(http::send("GET", &format!("{admin}/livez"), &[], b"").is_err(), "it ended");
+}
+
 pub fn what_a_producer_published_is_served_at_a_start_without_the_api_server(api: &impl Kubernetes) {
     let stage = Stage::new(api);
     stage.push("team/app", "latest", &files(&[("a.yaml", "1")]));
