@@ -10,7 +10,7 @@ use crate::{
     class::Class,
     digest::Digest,
     oci::{Document, ManifestError, Selector},
-    registry::{Budget, FetchedManifest, Page, Referrers},
+    registry::{Budget, FetchedManifest, Page, Referrers, lists_manifests},
     store::Durability,
 };
 
@@ -133,7 +133,8 @@ impl Puller {
         let tag: String = subject.to_string().replace(':', "-").chars().take(7 + 64).collect();
         let Ok(tag) = tag.parse() else { return Err(refused.into()) };
         let index = match self.client.any_manifest(endpoint, repository, &Selector::Tag(tag), budget).await {
-            Ok(fetched) => fetched.bytes,
+            Ok(fetched) if lists_manifests(&fetched.bytes) => fetched.bytes,
+            Ok(_) => return Err(refused.into()),
             Err(error) if error.class() == Class::NotFound => Bytes::from_static(EMPTY_INDEX),
             Err(error) => return Err(error.into()),
         };

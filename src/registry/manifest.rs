@@ -204,6 +204,12 @@ impl Inner {
         let mut call = Call::new(RequestKind::Referrers, Method::GET, repository, format_args!("{path}"), budget);
         call.headers.insert(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
         let (target, headers, index) = self.page(&session, &call).await?;
+        if !lists_manifests(&index) {
+            return Err(RegistryError::Protocol {
+                what: format!("GET {target}"),
+                why: "the answer is not an index of manifests".to_owned(),
+            });
+        }
         let next = next_target(&headers, &target)?;
         let filters = headers.get(OCI_FILTERS_APPLIED).and_then(|value| value.to_str().ok());
         Ok(Referrers {
@@ -231,7 +237,7 @@ pub struct Page {
 /// One page of what refers to a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Referrers {
-    /// The index, as the registry sent it; not parsed.
+    /// The index, as the registry sent it; what [`lists_manifests`] finds in it is all that is known of it.
     pub index: Bytes,
     /// `OCI-Filters-Applied`, where sent.
     pub filters_applied: Option<String>,
@@ -241,6 +247,18 @@ pub struct Referrers {
 
 fn with_query(path: &str, query: &str) -> String {
     if query.is_empty() { path.to_owned() } else { format!("{path}?{}", escape(query)) }
+}
+
+/// Whether `body` is an index at least in its outline: an object with a list of `manifests`. What answers every path with
+/// a page of its own, as some proxies do, is told by it.
+pub fn lists_manifests(body: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Outline {
+        #[serde(rename = "manifests")]
+        _manifests: Option<Vec<serde::de::IgnoredAny>>,
+    }
+    // A list that is left out or null is an empty one, as those write it who leave out what is empty.
+    body.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<Outline>(body).is_ok()
 }
 
 /// What is no tag cannot be asked for either, and is left out.

@@ -59,7 +59,7 @@ pub use self::{
     docker_config::DockerConfig,
     error::{RegistryError, SetupError},
     given::Given,
-    manifest::{Page, Referrers},
+    manifest::{Page, Referrers, lists_manifests},
     proxy::ProxyEnvironment,
     wants::Greeting,
 };

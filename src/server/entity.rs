@@ -127,6 +127,11 @@ fn headers(source: &Source, role: &Role<'_>) -> HeaderMap {
     }
 }
 
+/// Whether the conditions of a request decide its answer, so that none of the entity's bytes are in it.
+pub fn decides(request: &HeaderMap, digest: &Digest) -> bool {
+    conditional::evaluate(request, format!("\"{digest}\"").as_bytes()) != conditional::Verdict::Proceed
+}
+
 fn make(source: &Source, role: &Role<'_>) -> HeaderMap {
     let digest = source.digest().to_string();
     let mut headers = HeaderMap::with_capacity(8);

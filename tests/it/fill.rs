@@ -748,4 +748,13 @@ async fn tags_come_a_page_at_a_time_and_referrers_by_the_fallback_where_there_is
     let tag = subject.to_string().replace(':', "-");
     world.registry.add_manifest("team/app", Some(&tag), "application/vnd.oci.image.index.v1+json", index);
     assert_eq!(world.puller.referrers(&way, &subject, "", budget).await.unwrap().index, &index[..]);
+    // Some answer every path with a page, and some tags look like a digest's.
+    for body in ["<html>welcome</html>", "[]", r#"{"manifests":{}}"#] {
+        let page = Fault::Answer { status: 200, headers: Vec::new(), body: body.into() };
+        world.registry.fault(|seen| seen.path.contains("/referrers/"), 1, page);
+        assert_eq!(world.puller.referrers(&way, &subject, "", budget).await.unwrap().index, &index[..], "{body}");
+    }
+    world.registry.add_manifest("team/app", Some(&tag), "application/json", b"[1]");
+    let error = world.puller.referrers(&way, &subject, "", budget).await.unwrap_err();
+    assert_eq!(error.class(), Class::NotFound, "{error}");
 }

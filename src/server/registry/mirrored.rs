@@ -185,7 +185,9 @@ async fn manifest(mirror: &Mirror, ask: &Ask<'_>, parts: &Parts, selector: &Sele
 }
 
 async fn blob(mirror: &Mirror, ask: &Ask<'_>, parts: &Parts, digest: Digest) -> Found {
-    let found = mirror.blob(ask, &digest, parts.method == Method::HEAD).await?;
+    // Who has it already is answered like who asks for nothing more than its length.
+    let bodiless = parts.method == Method::HEAD || entity::decides(&parts.headers, &digest);
+    let found = mirror.blob(ask, &digest, bodiless).await?;
     let source = match found.source {
         BlobSource::Held(blob) => Source::Blob(blob),
         BlobSource::Filling(follower) => Source::Filling(follower),

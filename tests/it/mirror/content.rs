@@ -128,6 +128,12 @@ async fn the_head_of_a_blob_that_is_not_held_fetches_nothing() {
     let reply = scene.head(&format!("a/blobs/{}", image.layer)).await;
     assert_eq!((reply.status, reply.header("content-length")), (200, Some("5")));
     assert_eq!(reply.header("docker-content-digest"), Some(&*image.layer.to_string()));
+    for (condition, status) in [("if-none-match", 304), ("if-match", 412)] {
+        let etag = format!("\"{}\"", if status == 304 { image.layer } else { image.config });
+        let reply = scene.request("GET", &format!("a/blobs/{}", image.layer), &[(condition, &etag)]).await;
+        assert_eq!(reply.status, status, "{condition}");
+    }
+    assert_eq!(scene.asked(Kind::BlobGet), 0);
     let absent = Digest::sha256(b"absent");
     for method in ["HEAD", "GET"] {
         let reply = scene.request(method, &format!("a/blobs/{absent}"), &[]).await;
