@@ -3,7 +3,12 @@
 //! `lock` is held with flock(2) as long as the process lives and says in JSON who that is. `format` is two lines,
 //! `format <number>` and `larder <version that wrote it>`. Formats: 1, the only one so far.
 
-use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use rustix::{
     fs::{FlockOperation, Mode, OFlags},
@@ -15,6 +20,9 @@ use super::{StoreError, layout::Layout};
 
 /// The format that this version writes.
 pub(super) const FORMAT: u32 = 1;
+
+/// How long a lock may outlive its holder.
+const CHILDREN: Duration = Duration::from_secs(2);
 
 /// The process that has a store open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +43,13 @@ impl Holder {
         }
     }
 
+    /// Whether it is another process than this one, and there is one of that number.
+    fn is_another(&self) -> bool {
+        let id = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw);
+        self.pid != std::process::id()
+            && id.is_some_and(|id| rustix::process::test_kill_process(id) != Err(Errno::SRCH))
+    }
+
     fn read(file: &File) -> Option<Self> {
         let mut bytes = [0; 1024];
         let n = file.read_at(&mut bytes, 0).ok()?;
@@ -50,22 +65,28 @@ impl Holder {
     }
 }
 
-/// Takes the lock.
+/// Takes the lock. A process that ends while it starts a program leaves its lock to that child until the program runs, so
+/// one whose holder is gone is waited for.
 pub(super) fn acquire(layout: &Layout) -> Result<File, StoreError> {
     let mode = Mode::RUSR | Mode::WUSR;
     let file =
         layout.open_at("lock", OFlags::RDWR | OFlags::CREATE, mode).map_err(|e| layout.error("open", "lock", e))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let holder = Holder::read(&file);
+    let began = Instant::now();
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(layout.error("lock", "lock", error)),
+        }
+        let holder = Holder::read(&file);
+        if began.elapsed() > CHILDREN || holder.as_ref().is_none_or(Holder::is_another) {
             return Err(StoreError::Locked {
                 root: layout.root().to_path_buf(),
                 pid: holder.as_ref().map(|h| h.pid),
                 admin: holder.and_then(|h| h.admin),
             });
         }
-        Err(error) => return Err(layout.error("lock", "lock", error)),
+        std::thread::sleep(Duration::from_millis(10));
     }
     Holder { pid: std::process::id(), admin: None }.write(&file).map_err(|e| layout.error("write", "lock", e))?;
     Ok(file)

@@ -392,12 +392,13 @@ fn a_second_opener_learns_who_holds_it() {
     for admin in [Some("127.0.0.1:9440"), Some("[::1]:1"), None] {
         store.set_admin_address(admin).unwrap();
         assert_eq!(Holder::of(root.path()), Some(holder(admin)));
-        match Store::open(root.path()).err().unwrap() {
-            StoreError::Locked { pid, admin: named, .. } => {
-                assert_eq!((pid, named.as_deref()), (Some(std::process::id()), admin));
-            }
-            other => panic!("{other}"),
+    }
+    store.set_admin_address(Some("127.0.0.1:9440")).unwrap();
+    match Store::open(root.path()).err().unwrap() {
+        StoreError::Locked { pid, admin, .. } => {
+            assert_eq!((pid, admin.as_deref()), (Some(std::process::id()), Some("127.0.0.1:9440")));
         }
+        other => panic!("{other}"),
     }
     let digest = put(&store, b"content", Durability::Soon);
     let reader = Store::open_read_only(root.path()).unwrap();
@@ -405,6 +406,22 @@ fn a_second_opener_learns_who_holds_it() {
     drop(store);
     assert_eq!(Holder::of(root.path()), None);
     Store::open(root.path()).unwrap();
+}
+
+#[test]
+fn a_lock_whose_holder_is_gone_is_waited_for() {
+    let (root, store) = store();
+    // As by a child that has not come to its program yet.
+    let child = std::fs::File::open(root.path().join("lock")).unwrap();
+    drop(store);
+    rustix::fs::flock(&child, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let program = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(child);
+    });
+    assert!(Holder::of(root.path()).is_some());
+    Store::open(root.path()).unwrap();
+    program.join().unwrap();
 }
 
 #[test]
