@@ -280,6 +280,7 @@ pub(crate) fn nodes_of(entries: Vec<Entry>, layer: u32, most: u64) -> Result<Vec
             let kind = match kind {
                 Kind::Dir => NodeKind::Dir,
                 Kind::File { offset, len } => NodeKind::File { executable: mode & 0o111 != 0, layer, offset, len },
+                // Where there are hard links, layers are merged.
                 Kind::HardLink(_) | Kind::Dropped => return None,
             };
             Some(Node { path, kind })

@@ -43,10 +43,21 @@ fn passes_through_only_one_sound_gzip_layer() {
         (vec![gzip(&tar().file("d/.wh.f", b"").end())], false, Ok(())),
         (vec![gzip(&tar().link(b'2', "l", "x").end())], false, Err("is a symlink or a special file")),
         (vec![gzip(&tar().file("a", b"").file("a", b"").end())], false, Err("occurs more than once")),
+        (vec![gzip(&tar().file("a", b"").link(b'1', "b", "a").end())], true, Err("is a hard link")),
     ] {
         let unpacked = unpacked(&layers, image, None).unwrap();
         assert_eq!(unpacked.pass_through.map_err(|r| r.why), expected);
     }
+}
+
+#[test]
+fn a_hard_link_of_an_image_of_one_layer_becomes_a_copy() {
+    let linked = unpacked(&[gzip(&tar().file("a", b"x").link(b'1', "d/b", "a").end())], true, None).unwrap();
+    assert_eq!(names(&linked.tree), ["a", "d", "d/b"]);
+    let copies = gzip(&tar().file("a", b"x").dir("d").file("d/b", b"x").end());
+    assert!(rewritten(&linked.tree) == rewritten(&unpacked(&[copies], true, None).unwrap().tree));
+    let error = unpacked(&[gzip(&tar().link(b'1', "b", "nope").end())], true, None).unwrap_err();
+    assert!(error.to_string().contains("which is no earlier file"), "{error}");
 }
 
 #[test]

@@ -447,6 +447,9 @@ fn keeps_hard_links_and_drops_special_files_of_images() {
         let error = super::index(&archive[..], IMAGE).unwrap_err();
         assert!(error.to_string().starts_with(r#"the tar entry "l" is refused: it is a hard link to "#), "{error}");
     }
+    let archive = tar().file("a", b"x").link(b'1', "b", "a").end();
+    let index = super::index(&archive[..], IMAGE).unwrap();
+    assert_eq!(index.pass_through.map_err(|r| (r.entry, r.why)), Err(("b".to_owned(), "is a hard link")));
     let archive = tar().file("a", b"").file("a/b", b"").end();
     assert!(super::index(&archive[..], IMAGE).unwrap().pass_through.is_err(), "images replace, they do not refuse");
 }

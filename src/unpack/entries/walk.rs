@@ -205,6 +205,8 @@ impl<'a, T: ReadAt + ?Sized> Walk<'a, T> {
                 let target = clean(target).map_err(|why| {
                     EntriesError::refused(name, format!("it is a hard link to {:?}: {why}", shown(target)))
                 })?;
+                // Flux reads it as an empty file.
+                self.rewrite(name, "is a hard link");
                 Kind::HardLink(target.path)
             }
             b'1' => return Err(EntriesError::refused(name, "it is a hard link, which an artifact cannot have")),
