@@ -86,6 +86,14 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// The directory is somebody else's.
+    #[error("{} is not empty and no data directory of Larder's: it holds {name}; name a new or an empty directory", .root.display())]
+    Foreign {
+        /// The directory.
+        root: PathBuf,
+        /// What lies there, beneath it.
+        name: String,
+    },
     /// The store was opened for reading only, and this would write.
     #[error("the store {} is open for reading only", .root.display())]
     OpenedReadOnly {
@@ -169,9 +177,11 @@ impl StoreError {
             | Self::Io { .. }
             | Self::Degraded { .. }
             | Self::Unstable { .. } => Class::Disk,
-            Self::Locked { .. } | Self::NewerFormat { .. } | Self::Format { .. } | Self::OpenedReadOnly { .. } => {
-                Class::Policy
-            }
+            Self::Locked { .. }
+            | Self::NewerFormat { .. }
+            | Self::Format { .. }
+            | Self::Foreign { .. }
+            | Self::OpenedReadOnly { .. } => Class::Policy,
             Self::TooLong { .. } | Self::TooShort { .. } => Class::Size,
             Self::WrongDigest { .. } => Class::Digest,
             Self::Name { .. } => Class::Client,

@@ -109,7 +109,7 @@ const WRITABLE: Mode = Mode::RUSR.union(Mode::WUSR);
 impl Layout {
     /// Opens `root`, making it (0700) where `create` says so.
     pub fn open(root: &Path, create: bool) -> Result<Self, StoreError> {
-        use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+        use std::os::unix::fs::DirBuilderExt as _;
         if create {
             std::fs::DirBuilder::new()
                 .recursive(true)
@@ -120,15 +120,6 @@ impl Layout {
         let dir =
             rustix::fs::openat(CWD, root, DIRECTORY, Mode::empty()).map_err(|e| StoreError::io("open", root, e))?;
         let root = std::path::absolute(root).map_err(|e| StoreError::io("open", root, e))?;
-        if create
-            && let Ok(meta) = std::fs::metadata(&root)
-            && meta.permissions().mode() & 0o077 != 0
-            && let Err(error) = rustix::fs::fchmod(&dir, PRIVATE)
-            // Somebody else's that is shared with this process's group alone is so on purpose.
-            && (meta.gid() != rustix::process::getegid().as_raw() || meta.permissions().mode() & 0o007 != 0)
-        {
-            tracing::warn!(path = %root.display(), %error, "the data directory is open to others");
-        }
         let proc = Path::new("/proc/self/fd").is_dir();
         Ok(Self {
             root,
@@ -137,6 +128,19 @@ impl Layout {
             tmpfile: AtomicBool::new(proc),
             anchored: Mutex::default(),
         })
+    }
+
+    /// Keeps others out of the data directory, where that can be done.
+    pub fn make_private(&self) {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        if let Ok(meta) = std::fs::metadata(&self.root)
+            && meta.permissions().mode() & 0o077 != 0
+            && let Err(error) = rustix::fs::fchmod(&self.dir, PRIVATE)
+            // Somebody else's that is shared with this process's group alone is so on purpose.
+            && (meta.gid() != rustix::process::getegid().as_raw() || meta.permissions().mode() & 0o007 != 0)
+        {
+            tracing::warn!(path = %self.root.display(), %error, "the data directory is open to others");
+        }
     }
 
     pub fn root(&self) -> &Path {

@@ -21,6 +21,10 @@ use super::{StoreError, layout::Layout};
 /// The format that this version writes.
 pub(super) const FORMAT: u32 = 1;
 
+/// What a data directory has from its first start on.
+pub(super) const FOLDERS: [&str; 9] =
+    ["blobs", "files", "links", "grants", "objects", "source", "rendered", "spool", "quarantine"];
+
 /// How long a lock may outlive its holder.
 const CHILDREN: Duration = Duration::from_secs(2);
 
@@ -90,6 +94,29 @@ pub(super) fn acquire(layout: &Layout) -> Result<File, StoreError> {
     }
     Holder { pid: std::process::id(), admin: None }.write(&file).map_err(|e| layout.error("write", "lock", e))?;
     Ok(file)
+}
+
+/// Refuses a directory that holds somebody else's files: the store removes what it does not know. Where there is no
+/// `format`, nothing may lie there but what a first start that was cut short leaves.
+pub(super) fn check_ours(layout: &Layout) -> Result<(), StoreError> {
+    if layout.stat("format")?.is_some() {
+        return Ok(());
+    }
+    let foreign = |name: String| Err(StoreError::Foreign { root: layout.root().to_path_buf(), name });
+    let is_temporary = |name: &str| name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    for name in layout.names(".")? {
+        match &*name {
+            "lock" | "lost+found" => {}
+            folder if FOLDERS.contains(&folder) => {
+                let inside = layout.names(folder)?;
+                if let Some(file) = inside.into_iter().find(|file| folder != "spool" || !is_temporary(file)) {
+                    return foreign(format!("{folder}/{file}"));
+                }
+            }
+            _ => return foreign(name),
+        }
+    }
+    Ok(())
 }
 
 /// Checks the format, and writes it where there is none yet and `create`.

@@ -157,10 +157,12 @@ impl Store {
 
     fn open_in_boot(root: &Path, boot: u64) -> Result<Self, StoreError> {
         let layout = Layout::open(root, true)?;
+        lock::check_ours(&layout)?;
+        layout.make_private();
         let file = lock::acquire(&layout)?;
         // Before anything is written: a newer format's files are not ours to touch.
         lock::check_format(&layout, false)?;
-        for name in ["blobs", "files", "links", "grants", "objects", "source", "rendered", "spool", "quarantine"] {
+        for name in lock::FOLDERS {
             layout.make_dirs(name).map_err(|e| layout.error("create", name, e))?;
         }
         lock::check_format(&layout, true)?;

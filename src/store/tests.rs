@@ -409,6 +409,34 @@ fn a_second_opener_learns_who_holds_it() {
 }
 
 #[test]
+fn a_directory_of_somebody_elses_is_left_as_it_is() {
+    use std::os::unix::fs::PermissionsExt as _;
+    for (name, there) in [("mail", "mail"), ("spool/cron/root", "spool/cron"), ("spool/precious", "spool/precious")] {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let file = root.path().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "precious").unwrap();
+        match Store::open(root.path()).err().unwrap() {
+            StoreError::Foreign { name, .. } => assert_eq!(name, there),
+            other => panic!("{other}"),
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+        assert_eq!(root.path().metadata().unwrap().permissions().mode() & 0o777, 0o755);
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+    // A volume's, and what a first start leaves that was cut short.
+    let root = tempfile::tempdir().unwrap();
+    for name in ["lost+found", "blobs", "spool"] {
+        std::fs::create_dir(root.path().join(name)).unwrap();
+    }
+    std::fs::write(root.path().join("lock"), "").unwrap();
+    std::fs::write(root.path().join("spool/0123456789abcdef"), "format 1").unwrap();
+    Store::open(root.path()).unwrap();
+    assert_eq!(root.path().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
 fn a_lock_whose_holder_is_gone_is_waited_for() {
     let (root, store) = store();
     // As by a child that has not come to its program yet.
