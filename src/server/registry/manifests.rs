@@ -1,12 +1,18 @@
 //! Manifests, their tags, and what refers to them (distribution-spec 1.1, "Pushing manifests", "Listing referrers").
 
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue, Method, StatusCode,
     header::{CONTENT_TYPE, LOCATION},
     request::Parts,
 };
 use serde::Serialize;
-use std::collections::BTreeMap;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{Answer, Registry, content::Content, failure::Failure, only_reads, uploads::parse_digest};
 use crate::{
@@ -25,6 +31,48 @@ use crate::{
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+/// Up to this many bytes a manifest may lie in memory whatever else does.
+const SMALL: usize = 64 << 10;
+/// How long a larger one may wait for its turn, and then take.
+const TURN: Duration = Duration::from_secs(60);
+/// Whose turn it is.
+pub(super) struct Turns(Semaphore);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Semaphore::new(16))
+    }
+}
+
+/// The turn of a large manifest, and until when it lasts.
+struct Turn<'a> {
+    until: Instant,
+    _place: SemaphorePermit<'a>,
+}
+
+impl Turns {
+    async fn next(&self) -> Result<Turn<'_>, Failure> {
+        match timeout(TURN, self.0.acquire()).await {
+            Ok(Ok(place)) => Ok(Turn { until: Instant::now() + TURN, _place: place }),
+            _ => {
+                let failure = Failure::new(ErrorCode::Unavailable, Class::Limit).close();
+                let message = format!("too many manifests of more than {SMALL} bytes are on their way; try again");
+                Err(failure.message(message))
+            }
+        }
+    }
+}
+
+/// The next bytes of a manifest.
+async fn next_within(turn: Option<&Turn<'_>>, body: &mut Content) -> Result<Option<Bytes>, Failure> {
+    let Some(Turn { until, .. }) = turn else { return body.next().await };
+    timeout_at(*until, body.next()).await.unwrap_or_else(|_| {
+        let failure = Failure::new(ErrorCode::ManifestInvalid, Class::Client).close();
+        let message = format!("a manifest of more than {SMALL} bytes did not come within {TURN:?}");
+        Err(failure.status(StatusCode::REQUEST_TIMEOUT).message(message))
+    })
+}
 
 impl Registry {
     /// A manifest by its tag or digest.
@@ -73,7 +121,11 @@ impl Registry {
     ) -> Answer {
         let named = Named::parse(selector, query)?;
         let mut bytes = Vec::new();
-        while let Some(data) = body.next().await? {
+        let mut turn = None;
+        while let Some(data) = next_within(turn.as_ref(), body).await? {
+            if bytes.len() + data.len() > SMALL && turn.is_none() {
+                turn = Some(self.turns.next().await?);
+            }
             if bytes.len() + data.len() > manifest::MAX_BYTES {
                 let failure = Failure::new(ErrorCode::ManifestInvalid, Class::Size);
                 let message = format!("a manifest has at most {} bytes", manifest::MAX_BYTES);

@@ -63,6 +63,8 @@ pub struct Registry {
     local: bool,
     access: Arc<Access>,
     uploads: Uploads,
+    /// Of large manifests that are pushed.
+    turns: manifests::Turns,
     linked: Linked,
     mirror: Option<Mirror>,
     /// The upstream that every repository here is of.
@@ -74,8 +76,8 @@ type Answer = Result<Response<Body>, Failure>;
 impl Registry {
     /// Serves `store`. `local` is `registry.localRepositories`: whether repositories of this registry itself exist.
     pub fn new(store: Store, local: bool) -> Self {
-        let (uploads, linked) = (Uploads::default(), Linked::default());
-        Self { store, local, access: Arc::default(), uploads, linked, mirror: None, bound: None }
+        let (uploads, turns, linked) = (Uploads::default(), manifests::Turns::default(), Linked::default());
+        Self { store, local, access: Arc::default(), uploads, turns, linked, mirror: None, bound: None }
     }
 
     /// With these users and rules for the local repositories.

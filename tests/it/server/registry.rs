@@ -9,7 +9,7 @@ use larder::{
 };
 use serde_json::{Value, json};
 
-use super::{Reply, Running, Scene};
+use super::{Client, Reply, Running, Scene};
 
 fn start() -> (Scene, Running) {
     let scene = Scene::new();
@@ -195,6 +195,40 @@ async fn a_blob_is_readable_only_where_it_was_pushed_or_mounted() {
     assert_eq!(running.get(&format!("/v2/b/blobs/{digest}"), &[]).await.status, 404);
     assert_eq!(running.request("DELETE", &format!("/v2/b/blobs/{digest}"), &[], b"").await.status, 404);
     assert_eq!(running.get(&format!("/v2/a/blobs/{digest}"), &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn large_manifests_are_taken_a_few_at_a_time() {
+    let (_scene, running) = start();
+    push_blob(&running, "a", b"{}").await;
+    let mut large = manifest(b"{}", &[]);
+    large["annotations"] = json!({ "x": "y".repeat(100 << 10) });
+    let bytes = serde_json::to_vec(&large).unwrap();
+    let head = |tag: usize| {
+        let length = bytes.len();
+        format!(
+            "PUT /v2/a/manifests/t{tag} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {OCI_MANIFEST}\r\ncontent-length: {length}\r\n\r\n"
+        )
+    };
+    let mut clients = Vec::new();
+    for tag in 0..17 {
+        let mut client = Client::to(running.address).await;
+        client.send(head(tag).as_bytes()).await;
+        client.send(&bytes[..90 << 10]).await;
+        clients.push(client);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // All turns are taken: the last one waits for one, and a small one does not.
+    let mut last = clients.pop().unwrap();
+    last.send(&bytes[90 << 10..]).await;
+    assert!(tokio::time::timeout(Duration::from_millis(300), last.reply(false)).await.is_err());
+    assert_eq!(put_manifest(&running, "a", "small", &manifest(b"{}", &[])).await.0.status, 201);
+    drop(clients.pop());
+    assert_eq!(last.reply(false).await.unwrap().status, 201);
+    for mut client in clients {
+        client.send(&bytes[90 << 10..]).await;
+        assert_eq!(client.reply(false).await.unwrap().status, 201);
+    }
 }
 
 #[tokio::test]
