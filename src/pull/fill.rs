@@ -264,9 +264,11 @@ async fn fill(
         }
     }
     if let Some(error) = failure {
-        // Clients have begun to read and come back for the rest at once: they must go on to their next source then,
-        // not find the same silence here until they give up.
-        if keeping.is_some_and(|keeping| keeping.offset > 0) && size.load(Ordering::Relaxed) >= STREAMED_FROM {
+        // Clients have begun to read, or were answered after a while of waiting for that, and come back for the rest at
+        // once: they must go on to their next source then, not find the same silence here until they give up.
+        let silent = error.is_timeout();
+        if keeping.is_some_and(|keeping| keeping.offset > 0 || silent) && size.load(Ordering::Relaxed) >= STREAMED_FROM
+        {
             for way in asked {
                 fills.marks.set(way, plan.digest);
             }
