@@ -49,9 +49,14 @@ pub enum BlobSource {
 }
 
 /// What a request for a blob found out before any question.
+#[derive(Clone, Copy)]
 struct Standing {
     /// A manifest obtained in the repository that names it.
     linked: Option<Digest>,
+    /// The upstream gave it out of the repository.
+    given: bool,
+    /// The reader may read the repository now.
+    entered: bool,
     /// The mark for this blob alone.
     alone: Hash,
     /// The reader may have it now.
@@ -70,7 +75,7 @@ impl Mirror {
         let now = inner.clock.now();
         let granted = inner.readers.get(&reader.id).is_some_and(|mark| mark.is_fresh(now));
         if granted
-            && repository.linked(digest).is_some()
+            && repository.linked(digest).is_some_and(|link| link.given)
             && let Some(blob) = inner.held(digest).await?
         {
             return Ok(held(blob, CacheStatus::Hit));
@@ -86,18 +91,50 @@ fn held(blob: Blob, status: CacheStatus) -> BlobAnswer {
 
 impl Inner {
     fn standing(&self, repository: &Mirrored, reader: &Reader, digest: &Digest, now: u64) -> Standing {
-        let linked = repository.linked(digest);
+        let link = repository.linked(digest);
+        let given = link.is_some_and(|link| link.given || self.was_given(repository, digest));
+        let of_repository = self.readers.get(&reader.id);
         let alone = reader.blob(&self.readers, digest);
         let refused = self.readers.get(&reader.refused(&self.readers));
         let single = self.readers.get(&alone).filter(|mark| refused.is_none_or(|refused| mark.when > refused.when));
-        let marks = [self.readers.get(&reader.id).filter(|_| linked.is_some()), single];
+        let marks = [of_repository.filter(|_| given), single];
         let any = |test: &dyn Fn(super::readers::Mark) -> bool| marks.into_iter().flatten().any(test);
         Standing {
-            linked,
+            linked: link.map(|link| link.manifest),
+            given,
+            entered: of_repository.is_some_and(|mark| mark.is_fresh(now)),
             alone,
             granted: any(&|mark| mark.is_fresh(now)),
             known: any(&|_| true),
             offline: any(&|mark| reader.may_read_offline(mark, now)),
+        }
+    }
+
+    /// Whether the upstream gave the blob out of the repository before this process began.
+    fn was_given(&self, repository: &Mirrored, digest: &Digest) -> bool {
+        let registry = repository.upstream.registry();
+        let was = self.puller.grants().has_repository(registry, &repository.name, digest);
+        if was {
+            repository.note_given(digest);
+        }
+        was
+    }
+
+    /// The upstream gave the blob out of the repository to this reader.
+    async fn give(self: &Arc<Self>, repository: &Arc<Mirrored>, reader: &Reader, digest: Digest, standing: Standing) {
+        if standing.linked.is_some() && !standing.given {
+            repository.note_given(&digest);
+            let (inner, repository) = (Arc::clone(self), Arc::clone(repository));
+            let mark = move || {
+                let registry = repository.upstream.registry();
+                inner.puller.grants().mark_repository(registry, &repository.name, &digest)
+            };
+            if let Err(error) = blocking::io(mark).await {
+                tracing::warn!(%error, "a grant is not kept over a restart");
+            }
+        }
+        if standing.linked.is_none() || !standing.entered {
+            self.grant(standing.alone, reader).await;
         }
     }
 
@@ -135,14 +172,14 @@ impl Inner {
             return Err(miss);
         }
         if head {
-            let size = self.length(repository, reader, digest, standing.alone, what).await?;
+            let size = self.length(repository, reader, digest, standing, what).await?;
             return Ok(BlobAnswer { size, source: BlobSource::Upstream, status: CacheStatus::Miss });
         }
         self.fill(repository, reader, digest, &standing, what).await
     }
 
-    /// Asks the upstream whether this reader may have a blob that is held: by the manifest that names it, else by the
-    /// blob itself.
+    /// Asks the upstream whether this reader may have a blob that is held: by the manifest that names it, where the
+    /// upstream gave it out of this repository, else by the blob itself.
     async fn settle(
         self: &Arc<Self>,
         repository: &Arc<Mirrored>,
@@ -151,8 +188,8 @@ impl Inner {
         standing: &Standing,
         what: Hash,
     ) -> Result<(), Miss> {
-        let Some(manifest) = standing.linked else {
-            return self.length(repository, reader, digest, standing.alone, what).await.map(drop);
+        let Some(manifest) = standing.linked.filter(|_| standing.given) else {
+            return self.length(repository, reader, digest, *standing, what).await.map(drop);
         };
         let selector = Selector::Digest(manifest);
         let what = self.what_manifest(repository, &selector);
@@ -173,10 +210,10 @@ impl Inner {
         repository: &Arc<Mirrored>,
         reader: &Reader,
         digest: &Digest,
-        alone: Hash,
+        standing: Standing,
         what: Hash,
     ) -> Result<u64, Miss> {
-        let key = self.readers.hash(&[b"length", &alone]);
+        let key = self.readers.hash(&[b"length", &standing.alone]);
         let (inner, repository, reader, digest) = (Arc::clone(self), Arc::clone(repository), reader.clone(), *digest);
         let ask = || async move {
             let way = inner.way(&repository, &reader).await?;
@@ -184,7 +221,7 @@ impl Inner {
             match inner.put(&repository.upstream, PATIENCE, question).await? {
                 Ok(Some(size)) => {
                     repository.upstream.health.worked();
-                    inner.grant(alone, &reader).await;
+                    inner.give(&repository, &reader, digest, standing).await;
                     Ok(size)
                 }
                 Ok(None) => {
@@ -239,7 +276,7 @@ impl Inner {
             Ok((opened, how)) => {
                 repository.upstream.health.worked();
                 if !standing.granted {
-                    self.grant(standing.alone, reader).await;
+                    self.give(repository, reader, *digest, *standing).await;
                 }
                 let status = match how {
                     How::Hit if standing.known => CacheStatus::Hit,

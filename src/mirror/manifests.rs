@@ -29,6 +29,8 @@ pub struct ManifestAnswer {
     pub media_type: HeaderValue,
     /// Its exact bytes.
     pub content: Content,
+    /// Whether the upstream sent them just now.
+    pub sent: bool,
     /// How it came.
     pub status: CacheStatus,
 }
@@ -61,7 +63,8 @@ impl Mirror {
             && let Some(media_type) = repository.manifest(&digest)
             && let Some(blob) = inner.held(&digest).await?
         {
-            return Ok(ManifestAnswer { digest, media_type, content: Content::Held(blob), status: CacheStatus::Hit });
+            let (content, status) = (Content::Held(blob), CacheStatus::Hit);
+            return Ok(ManifestAnswer { digest, media_type, content, sent: false, status });
         }
         let asked = inner.ask_manifest(&repository, &reader, selector, granted).await;
         asked.map_err(|miss| inner.who_asks(&repository, &reader, miss))
@@ -135,11 +138,16 @@ impl Inner {
                 true => CacheStatus::Miss,
                 false => CacheStatus::Collapsed,
             };
-            return Ok(ManifestAnswer { digest, media_type, content: Content::Bytes(bytes), status });
+            // A slow reader must not keep them in memory.
+            let content = match self.held(&digest).await {
+                Ok(Some(blob)) if kept => Content::Held(blob),
+                _ => Content::Bytes(bytes),
+            };
+            return Ok(ManifestAnswer { digest, media_type, content, sent: true, status });
         }
         let status = if shown && obtained { CacheStatus::Hit } else { CacheStatus::Stored };
         match self.held(&digest).await? {
-            Some(blob) => Ok(ManifestAnswer { digest, media_type, content: Content::Held(blob), status }),
+            Some(blob) => Ok(ManifestAnswer { digest, media_type, content: Content::Held(blob), sent: false, status }),
             // Evicted, or found damaged, since a moment ago.
             None => Err(Miss::here("the manifest was lost just now", Class::Disk)),
         }
@@ -430,6 +438,7 @@ impl Fallback {
             digest: self.digest,
             media_type: self.media_type.clone(),
             content: self.content.clone(),
+            sent: false,
             status,
         }
     }

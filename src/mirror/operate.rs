@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Ask, BlobSource, Caller, Content, Inner, ManifestAnswer, Mirror, Miss, Upstream};
+use super::{Ask, BlobSource, Caller, Content, ManifestAnswer, Mirror, Miss, Upstream};
 use crate::{
     blocking,
     class::Class,
@@ -262,7 +262,7 @@ impl Mirror {
                 return Err(OperateError::TooMany(digest));
             }
             gathered.leases.push(self.0.store.lease(answer.digest));
-            let bytes = gathered.manifest(&self.0, &answer).await?;
+            let bytes = gathered.manifest(&answer).await?;
             match Document::parse(&bytes, answer.media_type.to_str().ok()) {
                 Ok(Document::Index(index)) => {
                     index.manifests.iter().for_each(|child| offer.add(child));
@@ -342,21 +342,15 @@ fn is_document(media_type: &str) -> bool {
 }
 
 impl Gathered {
-    async fn manifest(&mut self, inner: &Inner, answer: &ManifestAnswer) -> Result<bytes::Bytes, OperateError> {
-        let bytes = match &answer.content {
-            Content::Bytes(bytes) => {
-                if inner.held(&answer.digest).await.ok().flatten().is_none() {
-                    return Err(OperateError::NotKept(answer.digest));
-                }
-                self.fetched += bytes.len() as u64;
-                bytes.clone()
-            }
-            Content::Held(blob) => {
-                let blob = blob.clone();
-                let read = blocking::io(move || blob.to_vec()).await;
-                read.map_err(|_| OperateError::NotKept(answer.digest))?.into()
-            }
-        };
+    async fn manifest(&mut self, answer: &ManifestAnswer) -> Result<bytes::Bytes, OperateError> {
+        let not_kept = || OperateError::NotKept(answer.digest);
+        let Content::Held(blob) = &answer.content else { return Err(not_kept()) };
+        let blob = blob.clone();
+        let read = blocking::io(move || blob.to_vec()).await;
+        let bytes = bytes::Bytes::from(read.map_err(|_| not_kept())?);
+        if answer.sent {
+            self.fetched += bytes.len() as u64;
+        }
         self.digests.insert(answer.digest);
         self.manifests += 1;
         self.bytes += bytes.len() as u64;

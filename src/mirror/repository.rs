@@ -39,14 +39,25 @@ pub(super) struct Mirrored {
     /// Everybody, as a reader of this repository.
     pub everybody: Hash,
     manifests: RwLock<HashMap<Digest, HeaderValue>>,
-    /// What image manifests name, and one of them that does. Not what an index names: those are manifests, which the
-    /// upstream is asked for each by itself, since not every upstream looks whether it has what an index names.
-    children: RwLock<HashMap<Digest, Digest>>,
+    /// What image manifests name. Not what an index names: those are manifests, which the upstream is asked for each by
+    /// itself, since not every upstream looks whether it has what an index names.
+    children: RwLock<HashMap<Digest, Link>>,
     /// How many manifests it had when it was last read from the disk.
     loaded: AtomicUsize,
     tags: RwLock<HashMap<Tag, Known>>,
     /// How the upstream asked here who it is, when it last did.
     challenge: RwLock<Option<Arc<[HeaderValue]>>>,
+}
+
+/// What makes a digest one of a repository's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    /// An image manifest obtained here that names it, or is it.
+    pub manifest: Digest,
+    /// The upstream gave it out of this repository. Being named is not enough: not every upstream looks whether it has
+    /// what an image manifest names, and none does for a layer that lies elsewhere; so anybody may push one that names
+    /// what others have.
+    pub given: bool,
 }
 
 /// Where a tag led.
@@ -78,12 +89,13 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 }
 
 /// Manifests with their media types, and what those of images name.
-fn linked(records: Vec<(Digest, MirroredManifest)>) -> (HashMap<Digest, HeaderValue>, HashMap<Digest, Digest>) {
+fn linked(records: Vec<(Digest, MirroredManifest)>) -> (HashMap<Digest, HeaderValue>, HashMap<Digest, Link>) {
     let (mut manifests, mut children) = (HashMap::new(), HashMap::new());
     for (digest, manifest) in records {
         let Ok(media_type) = HeaderValue::try_from(manifest.media_type) else { continue };
         if is_image(&media_type) {
-            children.extend(manifest.refers_to.into_iter().map(|child| (child, digest)));
+            let link = Link { manifest: digest, given: false };
+            children.extend(manifest.refers_to.into_iter().map(|child| (child, link)));
         }
         manifests.insert(digest, media_type);
     }
@@ -117,12 +129,19 @@ impl Mirrored {
         read(&self.manifests).get(digest).cloned()
     }
 
-    /// An image manifest obtained here that names the digest, or the manifest obtained here that is it.
-    pub fn linked(&self, digest: &Digest) -> Option<Digest> {
+    /// What links the digest to this repository.
+    pub fn linked(&self, digest: &Digest) -> Option<Link> {
         if read(&self.manifests).contains_key(digest) {
-            return Some(*digest);
+            return Some(Link { manifest: *digest, given: true });
         }
         read(&self.children).get(digest).copied()
+    }
+
+    /// Remembers, in memory, that the upstream gave the digest out of this repository.
+    pub fn note_given(&self, digest: &Digest) {
+        if let Some(link) = write(&self.children).get_mut(digest) {
+            link.given = true;
+        }
     }
 
     /// Remembers how the upstream asks who it is.
@@ -153,7 +172,10 @@ impl Mirrored {
         store.mirrored(self.upstream.registry(), &self.name).put_manifest(digest, &record)?;
         // What may be read is known before the manifest that names it.
         if is_image(&media_type) {
-            write(&self.children).extend(record.refers_to.into_iter().map(|child| (child, *digest)));
+            let mut children = write(&self.children);
+            for child in record.refers_to {
+                children.entry(child).or_insert(Link { manifest: *digest, given: false }).manifest = *digest;
+            }
         }
         let count = {
             let mut manifests = write(&self.manifests);
@@ -258,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_manifest_names_may_be_read_also_after_a_restart() {
+    fn what_a_manifest_names_is_linked_also_after_a_restart() {
         let scene = Scene::new();
         let [one, two, layer, shared] = ["1", "2", "3", "4"].map(|text| Digest::sha256(text.as_bytes()));
         let repository = scene.open();
@@ -272,11 +294,15 @@ mod tests {
         for repository in [repository, scene.open()] {
             assert_eq!(repository.manifest(&one), Some(kind()));
             assert_eq!(repository.manifest(&layer), None);
-            assert_eq!(repository.linked(&layer), Some(one));
-            assert_eq!(repository.linked(&one), Some(one));
-            assert!(repository.linked(&shared).is_some());
-            assert_eq!(repository.linked(&Digest::sha256(b"other")), None);
-            assert_eq!((repository.linked(&index), repository.linked(&child)), (Some(index), None));
+            let linked = |digest: &Digest| repository.linked(digest).map(|link| (link.manifest, link.given));
+            assert_eq!(linked(&layer), Some((one, false)));
+            assert_eq!(linked(&one), Some((one, true)));
+            assert!(linked(&shared).is_some());
+            assert_eq!(linked(&Digest::sha256(b"other")), None);
+            assert_eq!((linked(&index), linked(&child)), (Some((index, true)), None));
+            repository.note_given(&shared);
+            repository.put_manifest(&scene.store, &one, kind(), vec![layer, shared]).unwrap();
+            assert_eq!((linked(&shared), linked(&layer)), (Some((one, true)), Some((one, false))));
         }
         drop(scene.root);
     }

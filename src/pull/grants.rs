@@ -1,9 +1,12 @@
 //! Which bytes came to whom, so that knowing a digest is never enough to read what another's credential fetched.
 //!
-//! Two marks are kept for each blob fetched: one for exactly this way, credential and repository (they may read it again
+//! Two marks are kept for each blob that a pull fetched: one for exactly this way, credential and repository (they may read it again
 //! without asking), and one for this way whatever the credential (the bytes are known to this registry by this way, so one
 //! HEAD with the asker's own credential decides). A blob held for any other reason is fetched again: another registry, or
 //! another way to the same one, may name a digest that it never had.
+//!
+//! A mirror keeps one for each blob and repository: the upstream gave the blob out of it, to whomever. A manifest that names
+//! a blob is no such mark, since anybody may push one that names what others have.
 //!
 //! Marks lie in `grants/marks`, one after the other, 81 bytes each: 16 of a hash of who and what, one for the algorithm, 64 of
 //! the digest. The hash is keyed with `grants/key`, so marks tell nothing about passwords. In memory a mark is its 16 bytes.
@@ -22,7 +25,7 @@ use std::{
 
 use crate::{
     digest::{Algorithm, Digest},
-    oci::Repository,
+    oci::{Registry, Repository},
     registry::{Credentials, Endpoint},
 };
 
@@ -92,6 +95,17 @@ impl Grants {
         self.record(&[self.way(at, digest)], digest)
     }
 
+    /// Records that the upstream `registry` gave `digest` out of `repository`, to whomever.
+    pub fn mark_repository(&self, registry: &Registry, repository: &Repository, digest: &Digest) -> io::Result<()> {
+        self.record(&[self.repository(registry, repository, digest)], digest)
+    }
+
+    /// Whether that was recorded.
+    pub fn has_repository(&self, registry: &Registry, repository: &Repository, digest: &Digest) -> bool {
+        let mark = self.repository(registry, repository, digest);
+        self.marks().known.contains(&mark)
+    }
+
     fn record(&self, hashes: &[[u8; 16]], digest: &Digest) -> io::Result<()> {
         let mut marks = self.marks();
         let new: Vec<[u8; 16]> = hashes.iter().filter(|hash| !marks.known.contains(*hash)).copied().collect();
@@ -145,6 +159,11 @@ impl Grants {
     /// Way and blob.
     fn way(&self, at: &Endpoint, digest: &Digest) -> [u8; 16] {
         self.hash(&(Endpoint { credentials: Credentials::Anonymous, ..at.clone() }, digest))
+    }
+
+    /// Registry, repository and blob.
+    fn repository(&self, registry: &Registry, repository: &Repository, digest: &Digest) -> [u8; 16] {
+        self.hash(&("repository", registry.to_string(), repository.as_str(), digest))
     }
 
     /// A hash of anything, keyed with this directory's key: it tells things apart and nothing about them.
@@ -251,6 +270,11 @@ mod tests {
         assert_eq!(grants.sweep(|digest| *digest == one).unwrap(), 2);
         check(&grants);
         assert_eq!(grants.standing(&endpoint("x"), &a, &other), Standing::Unknown);
+        let registry = endpoint("x").registry;
+        assert!(!grants.has_repository(&registry, &a, &one));
+        grants.mark_repository(&registry, &a, &one).unwrap();
+        let known = |repository: &Repository| grants.has_repository(&registry, repository, &one);
+        assert_eq!((known(&a), known(&b), grants.has_repository(&elsewhere.registry, &a, &one)), (true, false, false));
         grants.mark(&endpoint("x"), &a, &other).unwrap();
         assert_eq!(Grants::open(root.path()).unwrap().standing(&endpoint("x"), &a, &other), Standing::Granted);
     }

@@ -10,7 +10,10 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 
 use super::{
     connect::{Connection, Profile},
@@ -194,11 +197,19 @@ impl Body {
             debug_assert!(rest.is_none());
             return Ok(first);
         }
-        let mut all = BytesMut::with_capacity(known.map_or(first.len() * 2, |length| length as usize).min(cap));
+        let capacity = known.map_or(first.len() * 2, |length| length as usize);
+        let mut all = BytesMut::with_capacity(capacity.min(cap).min(SMALL));
         let mut next = Some(first);
+        let mut large = None;
         while let Some(data) = next {
-            if all.len() + data.len() > cap {
+            let len = all.len() + data.len();
+            if len > cap {
                 return Err(too_large(&self.target));
+            }
+            if len > SMALL && large.is_none() {
+                // Whoever waits here has a deadline.
+                large = LARGE.acquire().await.ok();
+                all.reserve(capacity.min(cap).saturating_sub(all.len()));
             }
             all.extend_from_slice(&data);
             next = self.next().await?;
@@ -212,6 +223,11 @@ impl Body {
         let _ = timeout(Duration::from_secs(1), self.collect(WORTH)).await;
     }
 }
+
+/// Up to this many bytes a body may lie in memory whatever else does.
+const SMALL: usize = 256 << 10;
+/// Larger ones, which are rare, are read a few at a time: manifests are read whole, and have up to 4 MiB.
+static LARGE: Semaphore = Semaphore::const_new(16);
 
 impl Drop for Body {
     fn drop(&mut self) {

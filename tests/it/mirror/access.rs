@@ -348,6 +348,73 @@ async fn what_a_layer_or_an_index_names_gives_nothing_of_another_repository_away
     assert_eq!((scene.asked(Kind::ManifestHead), scene.asked(Kind::ManifestGet)), (heads + 1, gets));
 }
 
+/// An image manifest that names a layer which its repository does not have.
+fn names(layer: &super::Image) -> String {
+    let config = larder::digest::Digest::sha256(b"{}");
+    format!(
+        r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":2}},"layers":[{{"mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip","digest":"{}","size":{}}}]}}"#,
+        layer.layer,
+        layer.layer_bytes.len()
+    )
+}
+
+#[tokio::test]
+async fn what_an_image_manifest_names_is_the_repositorys_only_where_the_upstream_gives_it() {
+    let scene = Scene::new().await;
+    let layer: Vec<u8> = (0..2_000_000u32).map(|n| (n * 7) as u8).collect();
+    let secret = push(&scene.upstream, "private/a", "v1", &layer);
+    let secret_blob = format!("private/a/blobs/{}", secret.layer);
+    assert_eq!(scene.get("private/a/manifests/v1").await.status, 200);
+    scene.upstream.add_manifest("evil/app", Some("v1"), MANIFEST, names(&secret).as_bytes());
+    assert_eq!(scene.get("evil/app/manifests/v1").await.status, 200);
+    let evil_blob = format!("evil/app/blobs/{}", secret.layer);
+    // On its way to those who may have it.
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let gate = Fault::Gate { after: 1_500_000, open: gate, then: Box::new(Fault::Delay(Default::default())) };
+    scene.upstream.fault(of(Kind::BlobGet), 1, gate);
+    let (theirs, ()) = tokio::join!(scene.get(&secret_blob), async {
+        while scene.asked(Kind::BlobGet) == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        for method in ["GET", "HEAD"] {
+            assert_eq!(scene.request(method, &evil_blob, &[]).await.status, 404, "{method}");
+        }
+        open.send(true).unwrap();
+    });
+    assert_eq!((theirs.status, theirs.body.len()), (200, layer.len()));
+    // Held.
+    scene.pass(60);
+    for method in ["GET", "HEAD"] {
+        assert_eq!(scene.request(method, &evil_blob, &[]).await.status, 404, "{method}");
+    }
+    // Where the upstream has it, one HEAD tells, also for what comes after a restart with the upstream down.
+    let other = push(&scene.upstream, "public/b", "v1", &layer);
+    assert_eq!(scene.get("public/b/manifests/v1").await.status, 200);
+    let (heads, gets) = (scene.asked(Kind::BlobHead), scene.asked(Kind::BlobGet));
+    let other_blob = format!("public/b/blobs/{}", other.layer);
+    for status in ["larder; fwd=miss; stored", "larder; hit"] {
+        let reply = scene.get(&other_blob).await;
+        assert_eq!((reply.status, cache_status(&reply)), (200, status));
+    }
+    assert_eq!((scene.asked(Kind::BlobHead), scene.asked(Kind::BlobGet)), (heads + 1, gets));
+    let scene = scene.restarted_without_upstream(|_| {}).await;
+    for (path, status) in [(&other_blob, 200), (&secret_blob, 200), (&evil_blob, 404)] {
+        let reply = scene.get(path).await;
+        assert_eq!((reply.status == 200, path), (status == 200, path), "{}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_that_just_came_is_answered_from_the_disk() {
+    let scene = Scene::new().await;
+    push(&scene.upstream, "a", "v1", b"layer");
+    let upstream = scene.mirror.named("up.example").unwrap();
+    let caller = larder::mirror::Caller { authorization: None, private: true };
+    let ask = larder::mirror::Ask { upstream, repository: "a".parse().unwrap(), caller };
+    let found = scene.mirror.manifest(&ask, &"v1".parse().map(larder::oci::Selector::Tag).unwrap()).await.unwrap();
+    assert!(matches!(found.content, larder::mirror::Content::Held(_)));
+}
+
 #[tokio::test]
 async fn a_large_blob_that_is_held_is_no_manifest() {
     let scene = Scene::new().await;
