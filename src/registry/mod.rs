@@ -28,6 +28,7 @@ pub mod docker_config;
 mod error;
 mod exchange;
 mod given;
+mod hidden;
 pub mod login;
 mod manifest;
 mod proxy;
