@@ -56,6 +56,7 @@ use self::{
     connect::{Limits, Profile},
 };
 pub use self::{
+    address::permits,
     blob::Transfer,
     docker_config::DockerConfig,
     error::{RegistryError, SetupError},

@@ -196,7 +196,7 @@ async fn blob(mirror: &Mirror, ask: &Ask<'_>, parts: &Parts, digest: Digest) -> 
     let mut out = entity::respond_from(&parts.method, &parts.headers, source, &Role::Blob);
     // Past that the headers go out, and the body says what becomes of it.
     if let Ok(Err(error)) = timeout(FIRST_BYTE, out.body_mut().ready()).await {
-        return Err(Miss::from(&error));
+        return Err(mirror.ended(ask.upstream, &error));
     }
     Ok(with_status(out, found.status))
 }
