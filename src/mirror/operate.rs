@@ -8,12 +8,12 @@ use std::{
 use super::{Ask, BlobSource, Caller, Content, Inner, ManifestAnswer, Mirror, Miss, Upstream};
 use crate::{
     blocking,
-    class::Class,
+    class::{Class, chain},
     digest::Digest,
     oci::{Descriptor, Document, Reference, Registry, Repository, Selector, media_type},
-    pull::{FillError, Way},
+    pull::{FillError, PullError, Way},
     registry::Credentials,
-    store::{Lease, StoreError},
+    store::{Durability, Lease, StoreError},
 };
 
 /// How many blobs of one image are fetched at once: as many as containerd does.
@@ -137,9 +137,14 @@ pub enum OperateError {
         #[source]
         source: FillError,
     },
-    /// The blob is right but could not be kept: the disk is full.
-    #[error("{0} could not be kept: the store's disk is full")]
-    NotKept(Digest),
+    /// It is right but could not be kept, as where the disk or the budget is full.
+    #[error("{digest} could not be kept{}", .why.as_ref().map_or_else(see_log, |why| format!(": {}", chain(why))))]
+    NotKept {
+        /// Which.
+        digest: Digest,
+        /// Why.
+        why: Option<Arc<PullError>>,
+    },
     /// The image is not to be had for this platform.
     #[error("{digest} has no image for {wanted}; it has {}", .offered.join(", "))]
     Platform {
@@ -158,6 +163,10 @@ pub enum OperateError {
     Store(#[from] StoreError),
 }
 
+fn see_log() -> String {
+    "; Larder's log says why".into()
+}
+
 impl OperateError {
     /// The class of failure.
     pub fn class(&self) -> Class {
@@ -166,7 +175,7 @@ impl OperateError {
             Self::Selector(_) => Class::Client,
             Self::Miss { miss, .. } => miss.class(),
             Self::Fill { source, .. } => source.class(),
-            Self::NotKept(_) => Class::Disk,
+            Self::NotKept { .. } => Class::Disk,
             Self::TooMany(_) => Class::Limit,
             Self::Store(error) => error.class(),
         }
@@ -328,10 +337,11 @@ impl Mirror {
         let fetched = if blob.status == super::CacheStatus::Hit { 0 } else { blob.size };
         match blob.source {
             BlobSource::Held(_) => Ok((blob.size, fetched)),
-            BlobSource::Upstream => Err(OperateError::NotKept(digest)),
+            BlobSource::Upstream => Err(OperateError::NotKept { digest, why: None }),
             BlobSource::Filling(mut follower) => {
                 let kept = follower.finished().await.map_err(|source| OperateError::Fill { digest, source })?;
-                kept.map(|_| (blob.size, fetched)).ok_or(OperateError::NotKept(digest))
+                kept.map_err(|why| OperateError::NotKept { digest, why: Some(why) })?;
+                Ok((blob.size, fetched))
             }
         }
     }
@@ -343,10 +353,13 @@ fn is_document(media_type: &str) -> bool {
 
 impl Gathered {
     async fn manifest(&mut self, inner: &Inner, answer: &ManifestAnswer) -> Result<bytes::Bytes, OperateError> {
+        let digest = answer.digest;
         let bytes = match &answer.content {
             Content::Bytes(bytes) => {
-                if inner.held(&answer.digest).await.ok().flatten().is_none() {
-                    return Err(OperateError::NotKept(answer.digest));
+                if inner.held(&digest).await.ok().flatten().is_none() {
+                    let (store, bytes) = (inner.store.clone(), bytes.clone());
+                    let kept = blocking::io(move || store.put(digest, &bytes, Durability::Soon)).await;
+                    kept.map_err(|why| OperateError::NotKept { digest, why: Some(Arc::new(why.into())) })?;
                 }
                 self.fetched += bytes.len() as u64;
                 bytes.clone()
@@ -354,10 +367,10 @@ impl Gathered {
             Content::Held(blob) => {
                 let blob = blob.clone();
                 let read = blocking::io(move || blob.to_vec()).await;
-                read.map_err(|_| OperateError::NotKept(answer.digest))?.into()
+                read.map_err(|_| OperateError::NotKept { digest, why: None })?.into()
             }
         };
-        self.digests.insert(answer.digest);
+        self.digests.insert(digest);
         self.manifests += 1;
         self.bytes += bytes.len() as u64;
         Ok(bytes)
