@@ -66,8 +66,12 @@ pub(super) fn addressed<'a>(
     bound: Option<&'a Arc<Upstream>>,
     path: &'a str,
     query: &Query<'_>,
+    reads: bool,
 ) -> Result<Option<Addressed<'a>>, Failure> {
-    let unknown = || Failure::new(ErrorCode::NameUnknown, Class::NotFound).message("no such upstream is mirrored here");
+    let unknown = || match reads {
+        true => Failure::new(ErrorCode::NameUnknown, Class::NotFound).message("no such upstream is mirrored here"),
+        false => Failure::method_not_allowed("GET, HEAD"),
+    };
     if let Some(ns) = query.get("ns").map_err(|e| Failure::bad_request(e.to_string()))? {
         let upstream = mirror.named(ns).ok_or_else(unknown)?;
         if bound.is_some_and(|bound| !Arc::ptr_eq(bound, upstream)) {
