@@ -13,7 +13,7 @@ use crate::{
 /// The daemon: registry, artifacts, reconciler
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  larder serve --objects ./objects\n  larder serve --config /etc/larder/larder.yaml\n  larder serve --objects ./objects --insecure-registry 127.0.0.1:5001\n  larder serve --objects ./objects --external-artifacts"
+    after_help = "Examples:\n  larder serve --objects ./objects\n  larder serve --config /etc/larder/larder.yaml\n  larder serve --objects ./objects --insecure-registry 127.0.0.1:5001\n  larder serve --objects ./objects --external-artifacts\n\nThe environment's LARDER_LOG says how much is logged: error, warn, info (the default), debug, trace, or that for a part\nof Larder, such as info,larder::mirror=debug."
 )]
 pub struct Arguments {
     #[command(flatten)]

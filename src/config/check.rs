@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fmt, path::Path};
 
 use super::{Address, ByteSize, Config, Settings, Surroundings, UpstreamSettings, WatchKind};
-use crate::{class::Class, mirror::UpstreamConfig, objects::Kind, oci, server::registry::access::Subject};
+use crate::{class::Class, mirror::UpstreamConfig, objects::Kind, oci, registry, server::registry::access::Subject};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,13 +120,18 @@ pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
         }
     }
     let mut registries = HashSet::new();
+    let [allow, deny] = [&settings.egress_allow, &settings.egress_deny]
+        .map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let permits = |at: &oci::Registry| registry::permits(&allow, &deny, at);
     for upstream in settings.upstreams.iter().filter(|upstream| !flagged.contains(&upstream.host)) {
-        if let Err(error) = mirrored(upstream, &mut registries) {
+        if let Err(error) = mirrored(upstream, &mut registries, permits) {
             wrong(format!("upstreams: {error}"));
         }
     }
     for flag in &settings.upstream {
-        if let Err(error) = mirrored(&UpstreamSettings::new(flag.host.clone(), flag.url.clone()), &mut registries) {
+        if let Err(error) =
+            mirrored(&UpstreamSettings::new(flag.host.clone(), flag.url.clone()), &mut registries, permits)
+        {
             wrong(format!("upstream: {error}"));
         }
     }
@@ -169,7 +174,11 @@ fn addresses(settings: &Settings, wrong: &mut impl FnMut(String)) {
 }
 
 /// Whether the mirror would take an upstream, as far as that can be told without reading the files that it names.
-fn mirrored(settings: &UpstreamSettings, others: &mut HashSet<oci::Registry>) -> Result<(), String> {
+fn mirrored(
+    settings: &UpstreamSettings,
+    others: &mut HashSet<oci::Registry>,
+    permits: impl FnOnce(&oci::Registry) -> Result<(), &'static str>,
+) -> Result<(), String> {
     let registry: oci::Registry =
         settings.host.to_string().parse().map_err(|error| format!("{}: {error}", settings.host))?;
     if !others.insert(registry.clone()) {
@@ -184,5 +193,5 @@ fn mirrored(settings: &UpstreamSettings, others: &mut HashSet<oci::Registry>) ->
         credentials: settings.credentials.clone(),
         ..UpstreamConfig::new(registry, settings.url.clone())
     };
-    config.check().map_err(|error| error.to_string())
+    config.check().and_then(|()| config.check_place(permits)).map_err(|error| error.to_string())
 }

@@ -274,6 +274,33 @@ fn every_file_that_is_named_is_opened_and_each_that_is_of_no_use_is_told() {
 }
 
 #[test]
+fn an_upstream_where_nothing_may_be_asked_is_told() {
+    let at = |more: &str, host: &str, url: &str| {
+        let url = if url.is_empty() { String::new() } else { format!(", url: '{url}'") };
+        check(&format!("{more}\nupstreams: [{{host: '{host}'{url}}}]\n")).map(drop).map_err(|errors| errors.to_string())
+    };
+    let loopback = "cannot be asked: loopback is contacted only where";
+    for (more, host, url, part) in [
+        ("", "up.example", "http://localhost:23100", Some(loopback)),
+        ("", "up.example", "https://x.localhost", Some(loopback)),
+        ("", "localhost:5000", "", Some(loopback)),
+        ("", "up.example", "http://169.254.169.254", Some("metadata")),
+        ("egressDeny: [10.0.0.0/8]", "up.example", "http://10.1.2.3", Some("--egress-deny")),
+        ("egressAllow: [127.0.0.0/8]", "up.example", "http://localhost:23100", None),
+        ("", "up.example", "http://127.0.0.1:23100", None),
+        ("", "localhost:5000", "http://127.0.0.1:23100", None),
+    ] {
+        match part {
+            None => assert_eq!(at(more, host, url), Ok(())),
+            Some(part) => {
+                let said = at(more, host, url).unwrap_err();
+                assert!(said.starts_with(&format!("upstreams: upstream {host}: ")) && said.contains(part), "{said}");
+            }
+        }
+    }
+}
+
+#[test]
 fn addresses_sizes_and_ranges_are_read_as_written() {
     for (text, shown) in [
         ("127.0.0.1:5000", Some("127.0.0.1:5000")),

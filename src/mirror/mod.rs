@@ -38,6 +38,7 @@ mod readers;
 mod repository;
 mod shelf;
 mod silence;
+mod told;
 mod upstream;
 
 use std::{io, sync::Arc, time::Duration};
@@ -67,7 +68,7 @@ use crate::{
     class::{Class, chain},
     digest::Digest,
     oci::{Registry, Repository, Selector},
-    pull::{PullError, Puller, Way},
+    pull::{FillError, PullError, Puller, Way},
     registry::{Budget, Credentials},
     store::{Blob, Store},
 };
@@ -208,6 +209,15 @@ impl Mirror {
         self.upstreams().find(|upstream| upstream.prefix() == first)
     }
 
+    /// Why a blob that was coming has ended, for one who has nothing of it yet.
+    pub fn ended(&self, upstream: &Upstream, error: &FillError) -> Miss {
+        let miss = Miss::from(error);
+        if let Some(cause) = error.cause().filter(|_| miss.is_failure()) {
+            self.0.tell(upstream, &miss, cause);
+        }
+        miss
+    }
+
     /// The store.
     pub fn store(&self) -> &Store {
         &self.0.store
@@ -328,6 +338,7 @@ impl Inner {
         }
         tracing::debug!(upstream = upstream.name(), repository = %repository.name, error = chain(error), class = %error.class(), "miss");
         if miss.is_failure() {
+            self.tell(upstream, &miss, error);
             return miss;
         }
         if miss.is_denial() || (known && miss.class() == Class::NotFound) {
@@ -341,6 +352,17 @@ impl Inner {
             self.negatives.put(what, reader.id, &miss, upstream.negative_ttl(), now);
         }
         miss
+    }
+
+    /// Logs why an upstream's answer is of no use. Of one that fails that is told when it begins.
+    fn tell(&self, upstream: &Upstream, miss: &Miss, error: &PullError) {
+        let class = error.class();
+        if !matches!(class, Class::Net | Class::Rate | Class::Disk)
+            && upstream.health.told.is_news(&miss.to_string(), self.clock.now())
+        {
+            let (upstream, error) = (upstream.name(), chain(error));
+            tracing::warn!(upstream, error, %class, "what is asked of the upstream is answered with 503");
+        }
     }
 
     /// A refusal with the upstream's own challenge, where it has one.

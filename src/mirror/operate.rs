@@ -5,15 +5,15 @@ use std::{
     sync::Arc,
 };
 
-use super::{Ask, BlobSource, Caller, Content, ManifestAnswer, Mirror, Miss, Upstream};
+use super::{Ask, BlobSource, Caller, Content, Inner, ManifestAnswer, Mirror, Miss, Upstream};
 use crate::{
     blocking,
-    class::Class,
+    class::{Class, chain},
     digest::Digest,
     oci::{Descriptor, Document, Reference, Registry, Repository, Selector, media_type},
-    pull::{FillError, Way},
+    pull::{FillError, PullError, Way},
     registry::Credentials,
-    store::{Lease, StoreError},
+    store::{Durability, Lease, StoreError},
 };
 
 /// How many blobs of one image are fetched at once: as many as containerd does.
@@ -137,9 +137,14 @@ pub enum OperateError {
         #[source]
         source: FillError,
     },
-    /// The blob is right but could not be kept: the disk is full.
-    #[error("{0} could not be kept: the store's disk is full")]
-    NotKept(Digest),
+    /// It is right but could not be kept, as where the disk or the budget is full.
+    #[error("{digest} could not be kept{}", .why.as_ref().map_or_else(see_log, |why| format!(": {}", chain(why))))]
+    NotKept {
+        /// Which.
+        digest: Digest,
+        /// Why.
+        why: Option<Arc<PullError>>,
+    },
     /// The image is not to be had for this platform.
     #[error("{digest} has no image for {wanted}; it has {}", .offered.join(", "))]
     Platform {
@@ -158,6 +163,10 @@ pub enum OperateError {
     Store(#[from] StoreError),
 }
 
+fn see_log() -> String {
+    "; Larder's log says why".into()
+}
+
 impl OperateError {
     /// The class of failure.
     pub fn class(&self) -> Class {
@@ -166,7 +175,7 @@ impl OperateError {
             Self::Selector(_) => Class::Client,
             Self::Miss { miss, .. } => miss.class(),
             Self::Fill { source, .. } => source.class(),
-            Self::NotKept(_) => Class::Disk,
+            Self::NotKept { .. } => Class::Disk,
             Self::TooMany(_) => Class::Limit,
             Self::Store(error) => error.class(),
         }
@@ -262,7 +271,7 @@ impl Mirror {
                 return Err(OperateError::TooMany(digest));
             }
             gathered.leases.push(self.0.store.lease(answer.digest));
-            let bytes = gathered.manifest(&answer).await?;
+            let bytes = gathered.manifest(&self.0, &answer).await?;
             match Document::parse(&bytes, answer.media_type.to_str().ok()) {
                 Ok(Document::Index(index)) => {
                     index.manifests.iter().for_each(|child| offer.add(child));
@@ -328,10 +337,11 @@ impl Mirror {
         let fetched = if blob.status == super::CacheStatus::Hit { 0 } else { blob.size };
         match blob.source {
             BlobSource::Held(_) => Ok((blob.size, fetched)),
-            BlobSource::Upstream => Err(OperateError::NotKept(digest)),
+            BlobSource::Upstream => Err(OperateError::NotKept { digest, why: None }),
             BlobSource::Filling(mut follower) => {
                 let kept = follower.finished().await.map_err(|source| OperateError::Fill { digest, source })?;
-                kept.map(|_| (blob.size, fetched)).ok_or(OperateError::NotKept(digest))
+                kept.map_err(|why| OperateError::NotKept { digest, why: Some(why) })?;
+                Ok((blob.size, fetched))
             }
         }
     }
@@ -342,16 +352,25 @@ fn is_document(media_type: &str) -> bool {
 }
 
 impl Gathered {
-    async fn manifest(&mut self, answer: &ManifestAnswer) -> Result<bytes::Bytes, OperateError> {
-        let not_kept = || OperateError::NotKept(answer.digest);
-        let Content::Held(blob) = &answer.content else { return Err(not_kept()) };
-        let blob = blob.clone();
-        let read = blocking::io(move || blob.to_vec()).await;
-        let bytes = bytes::Bytes::from(read.map_err(|_| not_kept())?);
+    async fn manifest(&mut self, inner: &Inner, answer: &ManifestAnswer) -> Result<bytes::Bytes, OperateError> {
+        let digest = answer.digest;
+        let bytes = match &answer.content {
+            // It could not be kept: the store says why.
+            Content::Bytes(bytes) => {
+                let (store, bytes) = (inner.store.clone(), bytes.clone());
+                let kept = blocking::io(move || store.put(digest, &bytes, Durability::Soon).map(|_| bytes)).await;
+                kept.map_err(|why| OperateError::NotKept { digest, why: Some(Arc::new(why.into())) })?
+            }
+            Content::Held(blob) => {
+                let blob = blob.clone();
+                let read = blocking::io(move || blob.to_vec()).await;
+                read.map_err(|_| OperateError::NotKept { digest, why: None })?.into()
+            }
+        };
         if answer.sent {
             self.fetched += bytes.len() as u64;
         }
-        self.digests.insert(answer.digest);
+        self.digests.insert(digest);
         self.manifests += 1;
         self.bytes += bytes.len() as u64;
         Ok(bytes)

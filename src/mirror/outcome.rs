@@ -167,7 +167,6 @@ impl From<&FillError> for Miss {
 /// Why there was no answer, without what was asked for: a URL here would name what else is held, to those who may not
 /// know of it (hardening rules, row C9). The whole of it stands in the log.
 fn without_names(error: &RegistryError) -> String {
-    tracing::debug!(error = crate::class::chain(error), "an upstream did not answer");
     match error {
         RegistryError::Unreachable { doing, source, .. } => {
             format!("the upstream cannot be reached: {doing}: {}", crate::class::chain(source.as_ref()))
@@ -176,8 +175,32 @@ fn without_names(error: &RegistryError) -> String {
             format!("TLS handshake with the upstream failed: {}", crate::class::chain(source.as_ref()))
         }
         RegistryError::Timeout { waiting, .. } => format!("the upstream timed out {waiting}"),
-        other => format!("the upstream's answer cannot be used ({}); Larder's log says more", other.class()),
+        other => {
+            let what = match other.class() {
+                Class::Policy => "neither the upstream nor where it leads may be asked",
+                _ => "the upstream's answer cannot be used",
+            };
+            match rule(other) {
+                Some(why) => format!("{what} ({}): {why}", other.class()),
+                None => format!("{what} ({}); Larder's log says more", other.class()),
+            }
+        }
     }
+}
+
+/// What an answer breaks, where that names no place.
+fn rule(error: &RegistryError) -> Option<&str> {
+    let why = match error {
+        RegistryError::Forbidden { why, .. }
+        | RegistryError::Protocol { why, .. }
+        | RegistryError::Size { why, .. }
+        | RegistryError::Limit { why, .. } => why,
+        RegistryError::Realm { why, .. } => *why,
+        RegistryError::NoDigest { .. } => "it carries no Docker-Content-Digest",
+        RegistryError::Token { source, .. } => return rule(source),
+        _ => return None,
+    };
+    (!why.contains("://")).then_some(why)
 }
 
 /// The status of the upstream's, or its token service's, own answer.
@@ -251,6 +274,22 @@ mod tests {
         let timeout = RegistryError::Timeout { what: "r.example".into(), waiting: "for an answer" };
         let miss = Miss::from(&PullError::Registry(timeout));
         assert_eq!((miss.is_failure(), miss.as_stale()), (true, CacheStatus::Stale(None)));
+        let why = "loopback is not contacted";
+        for (why, told) in [
+            (why.into(), format!("neither the upstream nor where it leads may be asked (policy): {why}")),
+            (
+                "it redirects from https to http://other.example/v2/secret".to_owned(),
+                "neither the upstream nor where it leads may be asked (policy); Larder's log says more".into(),
+            ),
+        ] {
+            let forbidden = || RegistryError::Forbidden { what: "https://r.example/v2/a".into(), why: why.clone() };
+            assert_eq!(Miss::from(&PullError::Registry(forbidden())).to_string(), told);
+            let token = RegistryError::Token { realm: "https://r.example/t".into(), source: Arc::new(forbidden()) };
+            assert_eq!(Miss::from(&PullError::Registry(token)).to_string(), told);
+        }
+        let none = RegistryError::NoDigest { what: "HEAD https://r.example/v2/a".into() };
+        let told = "the upstream's answer cannot be used (proto): it carries no Docker-Content-Digest";
+        assert_eq!(Miss::from(&PullError::Registry(none)).to_string(), told);
         assert!(Miss::from(&PullError::Registry(status(401))).is_denial());
         assert!(!Miss::from(&PullError::Registry(status(404))).is_denial());
     }

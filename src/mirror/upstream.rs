@@ -15,6 +15,7 @@ use regex::Regex;
 use super::{
     clock::{lasts, millis},
     silence::Silence,
+    told::Told,
 };
 use crate::{
     blocking,
@@ -87,6 +88,15 @@ impl UpstreamConfig {
         Upstream::new(0, self.clone()).map(drop)
     }
 
+    /// Whether it may be asked by these rules about addresses, as far as its text tells.
+    pub fn check_place(
+        &self,
+        permits: impl FnOnce(&Registry) -> Result<(), &'static str>,
+    ) -> Result<(), UpstreamError> {
+        let at = self.url.as_deref().and_then(parse_url).map_or_else(|| self.registry.clone(), |(_, at)| at);
+        permits(&at).map_err(|why| UpstreamError::Place { registry: self.registry.clone(), at, why })
+    }
+
     /// Whether the file of mode shared has a credential for this upstream, by whichever of its names. Blocks on the disk.
     ///
     /// # Errors
@@ -108,6 +118,16 @@ pub enum UpstreamError {
     /// Not a URL of a registry. It is not repeated: it may hold a password.
     #[error("upstream {0}: its url is not http://HOST[:PORT] or https://HOST[:PORT]")]
     Url(Registry),
+    /// It is where nothing may be asked.
+    #[error("upstream {registry}: {at} cannot be asked: {why}")]
+    Place {
+        /// Which.
+        registry: Registry,
+        /// The host that its URL names.
+        at: Registry,
+        /// The rule.
+        why: &'static str,
+    },
     /// Mode shared without a credential, or a credential in another mode.
     #[error("upstream {registry}: {why}")]
     Credentials {
@@ -385,6 +405,8 @@ pub(super) struct Health {
     last: AtomicU64,
     /// Whether it is left alone for now, because it does not answer at all.
     pub silence: Silence,
+    /// What was logged of it lately.
+    pub told: Told,
 }
 
 /// The pause after the first failure, in milliseconds; doubled each time.

@@ -192,6 +192,11 @@ impl ErrorBody {
 /// at most [`MAX_SUMMARY_CHARS`] characters. Besides the spec's form, those of token services (`error`,
 /// `error_description`) and gateways (`message`, `details`) are read. `None` for anything else.
 pub fn summary(body: &[u8]) -> Option<String> {
+    summary_of(body, str::to_owned)
+}
+
+/// The same of what `told` makes of the text before its end is cut off.
+pub fn summary_of(body: &[u8], told: impl FnOnce(&str) -> String) -> Option<String> {
     if body.len() > MAX_FOREIGN_BYTES {
         return None;
     }
@@ -209,7 +214,7 @@ pub fn summary(body: &[u8]) -> Option<String> {
         (Some(one), None) | (None, Some(one)) => one.to_string(),
         (None, None) => first.as_str().map(str::trim).filter(|text| !text.is_empty())?.to_string(),
     };
-    Some(one_line(&line))
+    Some(one_line(&told(&line)))
 }
 
 /// Control characters and those that turn the direction of writing are escaped, the end is cut off.

@@ -136,11 +136,11 @@ impl Follower {
         Ok(self.source.read(offset, buffer)?)
     }
 
-    /// Waits for the end: the blob, or `None` where it was right but could not be kept.
-    pub async fn finished(&mut self) -> Result<Option<Blob>, FillError> {
+    /// Waits for the end: the blob, or why it could not be kept though it was right.
+    pub async fn finished(&mut self) -> Result<Result<Blob, Arc<PullError>>, FillError> {
         self.reader
             .until(|view| match view.end? {
-                End::Done(Ok(Landed { kept })) => Some(Ok(kept.as_ref().ok().cloned())),
+                End::Done(Ok(Landed { kept })) => Some(Ok(kept.clone())),
                 End::Done(Err(error)) => Some(Err(FillError::of(Arc::clone(error)))),
                 End::Lost => Some(Err(FillError::Cut(Arc::new(PullError::Lost(self.digest))))),
             })

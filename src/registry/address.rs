@@ -197,6 +197,12 @@ impl Rules {
     }
 }
 
+/// What [`super::Client::permits`] says under these `--egress-allow` and `--egress-deny`, with no API server known. What
+/// is no CIDR is for others to refuse.
+pub fn permits(allow: &[String], deny: &[String], registry: &Registry) -> Result<(), &'static str> {
+    Rules::new(allow, deny, &[]).map_or(Ok(()), |rules| rules.check_name(registry))
+}
+
 /// Whether a redirect from `address` may lead to private addresses.
 pub(super) fn is_private(address: IpAddr) -> bool {
     matches!(kind(carried(address).unwrap_or(address)), Kind::Private | Kind::Loopback)

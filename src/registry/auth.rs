@@ -321,7 +321,7 @@ impl Inner {
             if parts.status == StatusCode::UNAUTHORIZED {
                 self.log_out(session).await;
             }
-            return Err(call::refused(session, &method, parts.status, body).await);
+            return Err(call::refused(&credentials, &method, parts.status, body).await);
         }
         let Some(mut answer) = answer else { unreachable!("the last request has no refresh token") };
         let bytes = answer.collect(MAX_TOKEN_BODY).await?;

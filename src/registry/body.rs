@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 use tokio::{
@@ -63,6 +64,8 @@ pub(super) struct Body {
     target: Target,
     watch: Watch,
     upstream: Arc<str>,
+    /// The credentials that were sent for it, which it may repeat.
+    shown: Vec<HeaderValue>,
     counted: u64,
     /// A frame that came while nobody waited for it, or the end.
     arrived: Option<Option<Result<Frame<Bytes>, hyper::Error>>>,
@@ -77,7 +80,7 @@ impl Body {
         upstream: Arc<str>,
     ) -> Self {
         let (home, watch) = (Some(home), Watch::new(period));
-        let mut body = Self { incoming, home, target, watch, upstream, counted: 0, arrived: None };
+        let mut body = Self { incoming, home, target, watch, upstream, shown: Vec::new(), counted: 0, arrived: None };
         if body.incoming.is_end_stream() {
             body.keep();
         }
@@ -87,6 +90,17 @@ impl Body {
     /// Where it came from, after redirects.
     pub(super) fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// The credentials that were sent for it.
+    pub(super) fn shown(&self) -> &[HeaderValue] {
+        &self.shown
+    }
+
+    /// These were sent for it, too.
+    pub(super) fn note_shown(mut self, credentials: impl IntoIterator<Item = HeaderValue>) -> Self {
+        self.shown.extend(credentials);
+        self
     }
 
     fn keep(&mut self) {

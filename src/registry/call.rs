@@ -25,6 +25,7 @@ use super::{
     connect::{NO_CONNECTION, Profile, lock},
     error::RegistryError,
     exchange::{NO_ANSWER, Send},
+    hidden::Hidden,
     target::Target,
     windows::Windows,
 };
@@ -238,7 +239,7 @@ impl Inner {
     ) -> Result<(Parts, Body, Bytes), RegistryError> {
         let (parts, mut body) = self.once(session, call).await?;
         if !accept(parts.status) {
-            return Err(refused(session, &call.method, parts.status, body).await);
+            return Err(refused(&session.credentials(), &call.method, parts.status, body).await);
         }
         if call.method == Method::GET {
             refuse_encoding(&parts.headers, body.target())?;
@@ -358,6 +359,8 @@ impl Inner {
         mut send: Send<'_>,
         mut target: Target,
     ) -> Result<(Parts, Body), RegistryError> {
+        // Where it leads to may have been told by who was shown it.
+        let shown = send.headers.get(AUTHORIZATION).cloned();
         for _ in 0..=MAX_REDIRECTS {
             let (parts, body, peer) = self.exchange(session, call, &send, &target).await?;
             let follows = match parts.status.as_u16() {
@@ -366,7 +369,7 @@ impl Inner {
                 _ => false,
             };
             if !follows {
-                return Ok((parts, body));
+                return Ok((parts, body.note_shown(shown)));
             }
             let next = location(&parts.headers).and_then(|location| target.join(&location)).ok_or_else(|| {
                 RegistryError::Protocol {
@@ -426,22 +429,20 @@ fn refuse_encoding(headers: &HeaderMap, target: &Target) -> Result<(), RegistryE
     }
 }
 
-/// The error for an answer that was not wanted, with what its body says.
-pub(super) async fn refused(session: &Session, method: &Method, status: StatusCode, mut body: Body) -> RegistryError {
+/// The error for an answer that was not wanted, with what its body says, and nothing in it of who asked.
+pub(super) async fn refused(
+    credentials: &Credentials,
+    method: &Method,
+    status: StatusCode,
+    mut body: Body,
+) -> RegistryError {
     let text = timeout(Duration::from_secs(5), body.collect(error_body::MAX_FOREIGN_BYTES)).await;
     let text = text.ok().and_then(Result::ok).unwrap_or_default();
-    let mut summary =
-        error_body::summary(&text).unwrap_or_else(|| status.canonical_reason().unwrap_or("unknown status").to_owned());
-    // A server that echoes a credential must not get it into a log.
-    let credentials = session.credentials();
-    let secret = match &*credentials {
-        Credentials::Anonymous | Credentials::Login(_) => None,
-        Credentials::Basic { password, .. } => Some(password),
-        Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => Some(token),
-    };
-    if let Some(secret) = secret.map(|s| s.expose()).filter(|s| !s.is_empty() && summary.contains(s)) {
-        summary = summary.replace(secret, "[redacted]");
-    }
+    let mut hidden = Hidden::default();
+    hidden.credentials(credentials);
+    body.shown().iter().for_each(|value| hidden.header(value));
+    let summary = error_body::summary_of(&text, |said| hidden.out_of(said))
+        .unwrap_or_else(|| status.canonical_reason().unwrap_or("unknown status").to_owned());
     RegistryError::Status { method: method.clone(), url: body.target().to_string(), status, summary }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, StatusCode,
-    header::{ACCEPT_ENCODING, HOST, PROXY_AUTHORIZATION, USER_AGENT},
+    header::{ACCEPT_ENCODING, AUTHORIZATION, HOST, PROXY_AUTHORIZATION, USER_AGENT},
     response::Parts,
 };
 use http_body_util::Full;
@@ -126,6 +126,8 @@ impl Inner {
             sent: false,
             broken: false,
         })?;
+        let shown: Vec<HeaderValue> =
+            [AUTHORIZATION, PROXY_AUTHORIZATION].iter().filter_map(|n| request.headers().get(n).cloned()).collect();
         // The time to send a body comes on top, at the slowest speed that is taken for one.
         let sending = Duration::from_secs(send.body.len() as u64 / SLOWEST_UPLOAD);
         let limit = self.config.response_timeout + sending;
@@ -151,7 +153,7 @@ impl Inner {
                 let home = (session.profile.clone(), connection);
                 let period = self.config.slow_period;
                 let body = Body::new(incoming, home, target.clone(), period, session.upstream.clone());
-                Ok((parts, body))
+                Ok((parts, body.note_shown(shown)))
             }
         }
     }

@@ -28,6 +28,7 @@ pub mod docker_config;
 mod error;
 mod exchange;
 mod given;
+mod hidden;
 pub mod login;
 mod manifest;
 mod proxy;
@@ -55,6 +56,7 @@ use self::{
     connect::{Limits, Profile},
 };
 pub use self::{
+    address::permits,
     blob::Transfer,
     docker_config::DockerConfig,
     error::{RegistryError, SetupError},

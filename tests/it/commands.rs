@@ -1,11 +1,12 @@
 //! What a command says that fails: what is wrong, and what to do.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use crate::support::{
-    certificates,
-    larder::run,
-    registry::Options,
+    certificates, eventually,
+    fixtures::files,
+    larder::{command, finish, run},
+    registry::{Fault, Kind, Options, of},
     upstream::{REPOSITORY, Upstream},
 };
 
@@ -66,4 +67,55 @@ fn a_docker_config_that_cannot_be_used_is_named() {
         assert!(!told.contains("hunter2"), "{told}");
     }
     assert_eq!(up.requests(), 0);
+}
+
+#[test]
+fn a_pull_leaves_a_file_that_comes_meanwhile() {
+    let home = tempfile::tempdir().unwrap();
+    let up = Upstream::start();
+    up.push_files(&files(&[("a.yaml", "a: 1")]));
+    up.fault(of(Kind::BlobGet), 9, Fault::Delay(Duration::from_secs(3)));
+    let (output, mine) = (home.path().join("out"), home.path().join("out/mine"));
+    fs::create_dir(&output).unwrap();
+    let mut pull = command(home.path());
+    pull.args(["pull", &up.url(), "--plain-http", "--output"]).arg(&output);
+    let pull = pull.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("the pull to ask for the blob", || match up.count(Kind::BlobGet) {
+        0 => Err("not asked".into()),
+        _ => Ok(()),
+    });
+    fs::write(&mine, "precious").unwrap();
+    let ended = pull.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{told}");
+    assert!(told.contains("is not empty and was not made by a pull"), "{told}");
+    assert_eq!(fs::read_to_string(&mine).unwrap(), "precious");
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "nothing is left beside it");
+}
+
+#[test]
+fn a_pull_says_before_it_asks_anybody_where_it_cannot_put_what_comes() {
+    let home = tempfile::tempdir().unwrap();
+    let up = Upstream::start();
+    up.push_files(&files(&[("a.yaml", "a: 1")]));
+    let here = home.path().join("here");
+    fs::create_dir_all(here.join("below")).unwrap();
+    std::os::unix::fs::symlink(&here, home.path().join("link")).unwrap();
+    let link = format!("{}/", home.path().join("link").display());
+    for (output, force, said) in [
+        (".", true, "is the working directory, or holds it"),
+        ("../../here", false, "is the working directory, or holds it"),
+        ("..", false, "not end in `..`"),
+        (&link, true, "is a symbolic link; name the directory itself"),
+    ] {
+        let mut pull = command(home.path());
+        pull.current_dir(here.join("below")).args(["pull", &up.url(), "--plain-http", "--output", output]);
+        pull.args(force.then_some("--force"));
+        let ended = finish(pull);
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{output}: {told}");
+        assert!(told.contains(said), "{output}: {told}");
+    }
+    assert_eq!(up.requests(), 0);
+    assert!(here.join("below").is_dir());
 }

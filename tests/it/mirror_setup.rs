@@ -262,6 +262,23 @@ async fn an_image_fetched_ahead_is_served_without_asking_and_a_forgotten_tag_is_
     assert_eq!([Kind::ManifestHead, Kind::ManifestGet].map(|kind| upstream.count(kind)), [3, 2]);
 }
 
+#[tokio::test]
+async fn what_has_no_room_in_the_budget_is_told_with_the_setting() {
+    let root = tempfile::tempdir().unwrap();
+    let upstream = ScriptedRegistry::start().await;
+    push(&upstream, "a/b", "v1", b"the layer");
+    let (at, flag) = (root.path().to_path_buf(), format!("up.example={}", upstream.origin()));
+    tokio::task::spawn_blocking(move || {
+        let larder = Larder::start(&at, &["--upstream", &flag, "--store-max-bytes", "100"]);
+        let done = mirror(&at, &["pin", "up.example/a/b:v1", "--server", &larder.admin]);
+        assert_eq!(done.status.code(), Some(1), "{}", text(&done));
+        let says = "store.maxBytes is 100 bytes, and nothing that is kept may go now; raise it, or unpin something";
+        assert!(text(&done).contains(says) && !text(&done).contains("disk is full"), "{}", text(&done));
+    })
+    .await
+    .unwrap();
+}
+
 #[test]
 fn the_sample_of_a_node_is_valid_and_its_hosts_toml_is_what_install_writes() {
     let root = tempfile::tempdir().unwrap();

@@ -443,6 +443,34 @@ async fn identity_and_registry_tokens_are_used_as_what_they_are() {
 }
 
 #[tokio::test]
+async fn what_a_server_was_sent_is_not_repeated() {
+    // Longer than what is told of an answer.
+    let long = format!("S3cr3t Passw0rd/{}", "0123456789".repeat(60));
+    let basic = |password: &str| Credentials::Basic { username: "user".into(), password: Secret::new(password) };
+    for (credentials, auth, echoes) in [
+        (basic("S3cr3tPassw0rd"), Auth::Basic("user", "S3cr3tPassw0rd"), Kind::ManifestGet),
+        (basic(&long), Auth::Basic("user", long.clone().leak()), Kind::ManifestGet),
+        (basic("S3cr3tPassw0rd"), tokens(Some(("user", "S3cr3tPassw0rd"))), Kind::Token),
+        (basic("S3cr3tPassw0rd"), tokens(Some(("user", "S3cr3tPassw0rd"))), Kind::ManifestGet),
+        (Credentials::IdentityToken(Secret::new(&*long)), tokens(Some(("-", long.clone().leak()))), Kind::Token),
+        (Credentials::IdentityToken(Secret::new(&*long)), tokens(Some(("-", long.leak()))), Kind::ManifestGet),
+        (Credentials::RegistryToken(Secret::new("S3cr3tToken")), Auth::None, Kind::ManifestGet),
+        (Credentials::Anonymous, tokens(None), Kind::ManifestGet),
+    ] {
+        let registry = with_options(Options { auth, ..Options::default() }).await;
+        let shown =
+            move |seen: &Seen| seen.kind == echoes && (seen.header("authorization").is_some() || !seen.body.is_empty());
+        registry.fault(shown, 9, Fault::Echo(403));
+        let error = get(&client(), &Endpoint { credentials, ..at(&registry) }).await.unwrap_err();
+        let said = chain(&error);
+        assert!(said.contains("403 DENIED: you sent ") && said.contains("[redacted]"), "{said}");
+        for part in ["S3cr3t", "Passw0rd", "dXNlcjpTM2NyM3Q", "token-"] {
+            assert!(!said.contains(part), "{part}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn basic_is_sent_only_after_it_was_asked_for_and_then_at_once() {
     let registry = with_options(Options { auth: Auth::Basic("user", "pass"), ..Options::default() }).await;
     let client = client();

@@ -117,6 +117,11 @@ fn podman(config: &Config) -> anyhow::Result<String> {
         out.push_str(&format!(
             "# The listener speaks TLS: put its authority into /etc/containers/certs.d/{authority}/ca.crt.\n"
         ));
+        if config.registry.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()) {
+            out.push_str(
+                "# It asks clients for a certificate: put one, and its key, there as client.cert and client.key.\n",
+            );
+        }
     }
     let place = |table: &str, location: &str, insecure: bool| {
         let insecure = if insecure { "insecure = true\n" } else { "" };
@@ -207,6 +212,16 @@ mod tests {
         let location = |place: &str| format!("location = \"{place}\"");
         assert_eq!(mirrors, ["127.0.0.1:5003", "127.0.0.1:5000/ghcr.io", "127.0.0.1:5000/docker.io"].map(location));
         assert!(printed.contains("# ghcr.io is in mode passThrough") && !printed.contains("# quay.io"), "{printed}");
+    }
+
+    #[test]
+    fn podman_is_told_what_a_listener_with_tls_wants() {
+        let printed = |tls: &str| {
+            let yaml = format!("upstreams: [{{host: quay.io}}]\nregistry: {{tls: {{cert: /c, key: /k{tls}}}}}");
+            podman(&config::check(&yaml).unwrap()).unwrap()
+        };
+        assert!(printed("").contains("/certs.d/127.0.0.1:5000/ca.crt") && !printed("").contains("client"));
+        assert!(printed(", clientCA: /a").contains("there as client.cert and client.key"));
     }
 
     #[test]

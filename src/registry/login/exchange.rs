@@ -23,6 +23,7 @@ use crate::{
         connect::Profile,
         error::{RegistryError, SetupError},
         exchange::Send,
+        hidden::Hidden,
         target::{Target, encode_component, literal},
     },
     secret::Secret,
@@ -173,16 +174,14 @@ impl Exchange<'_> {
             return body.collect(MAX_ANSWER).await;
         }
         let text = body.collect(error_body::MAX_FOREIGN_BYTES).await.unwrap_or_default();
-        let mut summary =
-            summary(&text).unwrap_or_else(|| parts.status.canonical_reason().unwrap_or("unknown status").to_owned());
-        let sent = String::from_utf8_lossy(&ask.body).into_owned();
-        for secret in ask.secrets.iter().map(|secret| secret.expose()).chain([sent.as_str()]) {
-            for form in [secret.to_owned(), encode_component(secret)] {
-                if form.len() >= SHORTEST_SECRET && summary.contains(&form) {
-                    summary = summary.replace(&form, "[redacted]");
-                }
-            }
-        }
+        let mut hidden = Hidden::default();
+        ask.secrets.iter().map(|secret| secret.expose()).filter(|s| s.len() >= SHORTEST_SECRET).for_each(|secret| {
+            hidden.secret(secret);
+        });
+        body.shown().iter().for_each(|value| hidden.header(value));
+        hidden.whole(&String::from_utf8_lossy(&ask.body));
+        let summary = summary(&text, |said| hidden.out_of(said))
+            .unwrap_or_else(|| parts.status.canonical_reason().unwrap_or("unknown status").to_owned());
         Err(RegistryError::Status { method: ask.method, url: ask.url.to_string(), status: parts.status, summary })
     }
 
@@ -259,8 +258,9 @@ pub(super) fn expiry_of_jwt(token: &Secret) -> Option<Timestamp> {
     Timestamp::from_second(claims.get("exp")?.as_f64()? as i64).ok()
 }
 
-/// What the clouds' error bodies say: JSON of AWS, Entra ID and Google, XML of STS; else as any registry's.
-fn summary(body: &[u8]) -> Option<String> {
+/// What the clouds' error bodies say, as `told` tells it: JSON of AWS, Entra ID and Google, XML of STS; else as any
+/// registry's.
+fn summary(body: &[u8], told: impl FnOnce(&str) -> String) -> Option<String> {
     let said = match serde_json::from_slice::<Value>(body) {
         Ok(value) => {
             let at = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
@@ -274,8 +274,10 @@ fn summary(body: &[u8]) -> Option<String> {
             join(element(&text, "Code").map(str::to_owned), element(&text, "Message").map(str::to_owned))
         }
     };
-    let Some(said) = said else { return error_body::summary(body) };
-    Some(said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(error_body::MAX_SUMMARY_CHARS).collect())
+    let Some(said) = said else { return error_body::summary_of(body, told) };
+    Some(
+        told(&said).chars().map(|c| if c.is_control() { ' ' } else { c }).take(error_body::MAX_SUMMARY_CHARS).collect(),
+    )
 }
 
 fn join(code: Option<String>, message: Option<String>) -> Option<String> {
@@ -323,7 +325,7 @@ mod tests {
                 "InvalidIdentityToken: No provider",
             ),
         ] {
-            assert_eq!(summary(body.as_bytes()).as_deref(), Some(said), "{body}");
+            assert_eq!(summary(body.as_bytes(), str::to_owned).as_deref(), Some(said), "{body}");
         }
     }
 

@@ -66,8 +66,12 @@ pub(super) fn addressed<'a>(
     bound: Option<&'a Arc<Upstream>>,
     path: &'a str,
     query: &Query<'_>,
+    reads: bool,
 ) -> Result<Option<Addressed<'a>>, Failure> {
-    let unknown = || Failure::new(ErrorCode::NameUnknown, Class::NotFound).message("no such upstream is mirrored here");
+    let unknown = || match reads {
+        true => Failure::new(ErrorCode::NameUnknown, Class::NotFound).message("no such upstream is mirrored here"),
+        false => Failure::method_not_allowed("GET, HEAD"),
+    };
     if let Some(ns) = query.get("ns").map_err(|e| Failure::bad_request(e.to_string()))? {
         let upstream = mirror.named(ns).ok_or_else(unknown)?;
         if bound.is_some_and(|bound| !Arc::ptr_eq(bound, upstream)) {
@@ -196,7 +200,7 @@ async fn blob(mirror: &Mirror, ask: &Ask<'_>, parts: &Parts, digest: Digest) -> 
     let mut out = entity::respond_from(&parts.method, &parts.headers, source, &Role::Blob);
     // Past that the headers go out, and the body says what becomes of it.
     if let Ok(Err(error)) = timeout(FIRST_BYTE, out.body_mut().ready()).await {
-        return Err(Miss::from(&error));
+        return Err(mirror.ended(ask.upstream, &error));
     }
     Ok(with_status(out, found.status))
 }

@@ -98,12 +98,12 @@ impl Registry {
     async fn route(&self, parts: &Parts, body: &mut Content, peer: Peer) -> Answer {
         let query = Query::parse(parts.uri.query()).map_err(|e| Failure::bad_request(e.to_string()))?;
         let path = parts.uri.path();
+        let reads = matches!(parts.method, Method::GET | Method::HEAD);
         if let Some(mirror) = &self.mirror
-            && let Some(addressed) = mirrored::addressed(mirror, self.bound.as_ref(), path, &query)?
+            && let Some(addressed) = mirrored::addressed(mirror, self.bound.as_ref(), path, &query, reads)?
         {
             return mirrored::answer(mirror, &addressed, parts, &query, peer).await;
         }
-        let reads = matches!(parts.method, Method::GET | Method::HEAD);
         let route = match route::parse(parts.uri.path()) {
             Ok(Route::Base) => return self.base(parts, peer).await,
             Ok(route) => route,

@@ -8,7 +8,7 @@ use super::push;
 use crate::support::{
     certificates, http,
     larder::{Larder, command, finish},
-    registry::{Kind, ScriptedRegistry},
+    registry::{Fault, Kind, ScriptedRegistry, of},
 };
 
 /// Runs blocking code beside the scripted upstream, which needs the runtime.
@@ -135,6 +135,39 @@ async fn the_listener_of_one_upstream_has_the_registry_listeners_certificate() {
         assert!(!pull("other", &["--ca", &ca]).status.success(), "it is not mirrored");
         let plain = pull("team/app", &["--plain-http"]);
         assert!(!plain.status.success(), "{}", String::from_utf8_lossy(&plain.stdout));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_used_is_told_to_who_asks_and_once_to_the_log() {
+    let root = tempfile::tempdir().unwrap();
+    let upstream = ScriptedRegistry::start().await;
+    for tag in ["v1", "v2"] {
+        push(&upstream, "a/b", tag, tag.as_bytes());
+    }
+    for kind in [Kind::ManifestGet, Kind::Tags] {
+        upstream.fault(of(kind), usize::MAX, Fault::Header("Content-Encoding", Some("gzip".into())));
+    }
+    let (at, url) = (root.path().to_path_buf(), upstream.origin().to_string());
+    blocking(move || {
+        let larder = start(&at, &url);
+        let why = "cannot be used (proto): the answer has a Content-Encoding, though identity was asked for";
+        for tag in ["v1", "v1", "v2"] {
+            let reply = http::get(&format!("{}/v2/a/b/manifests/{tag}?ns=up.example", larder.registry));
+            assert_eq!(reply.status, 503);
+            assert!(reply.text().contains(why), "{}", reply.text());
+        }
+        let mut check = command(&at);
+        let upstream = format!("up.example={url}");
+        check.args(["mirror", "check", "--upstream", &upstream, "--registry-listen", larder.registry_host()]);
+        check.args(["--containerd-socket", "/nonexistent", "--dir"]).arg(at.join("certs.d"));
+        let checked = finish(check);
+        let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(text.contains("503 Service Unavailable: ") && text.contains(why), "{text}");
+        let log = larder.log();
+        let told: Vec<&str> = log.lines().filter(|line| line.contains("is answered with 503")).collect();
+        assert!(told.len() == 1 && told[0].contains("WARN") && told[0].contains("/v2/a/b/manifests/"), "{log}");
     })
     .await;
 }

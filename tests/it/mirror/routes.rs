@@ -97,7 +97,8 @@ async fn mirrored_repositories_are_read_only() {
         ("DELETE", format!("a/blobs/{digest}")),
         ("POST", "a/tags/list".into()),
     ] {
-        for target in [format!("/v2/{path}?ns=up.example"), format!("/v2/up.example/{path}")] {
+        let namespaces = ["up.example", "other.example"].map(|ns| format!("/v2/{path}?ns={ns}"));
+        for target in namespaces.into_iter().chain([format!("/v2/up.example/{path}")]) {
             let reply = scene.running.request(method, &target, &[], b"").await;
             assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, HEAD")), "{method} {target}");
         }

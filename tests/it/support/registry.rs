@@ -89,6 +89,8 @@ fn unescape(text: &str) -> String {
 pub enum Fault {
     /// This answer.
     Answer { status: u16, headers: Vec<(&'static str, String)>, body: String },
+    /// This status, and an error that repeats what was sent: the Authorization, what it means, and the body.
+    Echo(u16),
     /// Reads the request, then says nothing.
     Hang,
     /// Closes without an answer.
@@ -668,6 +670,17 @@ async fn write_reply(io: &mut Io, seen: &Seen, mut reply: Reply, fault: Option<F
         None | Some(Fault::IgnoreRange) => {}
         Some(Fault::Answer { status, headers, body }) => {
             reply = Reply { status, headers, body: body.into_bytes() };
+        }
+        Some(Fault::Echo(status)) => {
+            let sent = seen.header("authorization").unwrap_or_default();
+            let pair = sent
+                .strip_prefix("Basic ")
+                .and_then(|pair| base64::engine::general_purpose::STANDARD.decode(pair).ok())
+                .unwrap_or_default();
+            let (pair, body) = (String::from_utf8_lossy(&pair), String::from_utf8_lossy(&seen.body));
+            let said = format!("you sent {sent} which is {pair} and {body}");
+            let body = serde_json::json!({ "errors": [{ "code": "DENIED", "message": said }] }).to_string();
+            reply = Reply { status, headers: Vec::new(), body: body.into_bytes() };
         }
         Some(Fault::Hang) => std::future::pending().await,
         Some(Fault::Close) => return Ok(false),
