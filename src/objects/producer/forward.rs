@@ -99,7 +99,10 @@ pub async fn live(inner: Arc<Inner>, client: kube::Client, to: mpsc::Sender<Chan
             tracing::info!("watching ExternalArtifacts again");
         }
         match event {
-            watcher::Event::Init => seen.clear(),
+            watcher::Event::Init => {
+                seen.clear();
+                inner.state().gone.clear();
+            }
             watcher::Event::InitApply(object) => seen.extend(there(&inner, object, &to).await),
             watcher::Event::InitDone => {
                 inner.state().live.retain(|name, _| seen.contains(name));
@@ -115,6 +118,7 @@ pub async fn live(inner: Arc<Inner>, client: kube::Client, to: mpsc::Sender<Chan
                 if state.live.get(&name).is_some_and(|known| known.uid == live.uid) {
                     state.live.remove(&name);
                 }
+                state.gone.insert(name.clone(), live.uid.clone());
                 let wanting = state.wanting(&name);
                 drop(state);
                 wanting.into_iter().chain(live.source()).for_each(|key| inner.look_at(key));

@@ -102,6 +102,8 @@ struct State {
     failures: HashMap<Key, Failure>,
     /// What was written since the start: who finds another Larder's label there then has lost it.
     written: BTreeSet<Name>,
+    /// The uids of those that were deleted: the answer to a write of just before may come after that was told.
+    gone: HashMap<Name, String>,
     /// Keys with a task that writes, and whether it has to look once more.
     under_way: HashMap<Key, bool>,
 }
@@ -320,6 +322,9 @@ impl Inner {
     /// Keeps in mind what the server has now.
     fn note(&self, name: Name, live: Live) {
         let mut state = self.state();
+        if state.gone.get(&name) == Some(&live.uid) {
+            return;
+        }
         match state.live.get(&name) {
             Some(known) if known.is_newer_than(&live.version) => {}
             _ => drop(state.live.insert(name, live)),
