@@ -89,11 +89,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let chosen = choose::choose(&manifest.manifest, &Choice { all_layers_of_images: true, ..Choice::default() })?;
     let mut layers = Vec::new();
+    let (mut whole, total) = (0, chosen.layers.iter().map(|layer| layer.size).sum());
     for (n, layer) in chosen.layers.iter().enumerate() {
-        let size = output::bytes(layer.size);
-        spinner.set_message(format!("pulling layer {} of {}, {size}", n + 1, chosen.layers.len()));
-        let (blob, _) = puller.blob(&way, layer, at.budget).await?;
+        spinner.set_message(format!("pulling layer {} of {}", n + 1, chosen.layers.len()));
+        let before = client.traffic().received();
+        let done = || whole + client.traffic().received() - before;
+        let (blob, _) = output::with_bar(&spinner, total, done, puller.blob(&way, layer, at.budget)).await?;
         layers.push(blob);
+        whole += layer.size;
     }
     spinner.set_message("unpacking");
     let tree = work.path().join("tree");

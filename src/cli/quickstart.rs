@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use http::{Method, StatusCode};
+use indicatif::ProgressBar;
 use serde_json::Value;
 
 use super::{admin::Server, output, push, remote};
@@ -190,7 +191,7 @@ async fn push_version(registry: &str, folder: &Path, tag: &str, image: &str) -> 
         budget: Budget::within(PATIENCE).requested(true),
     };
     for tag in [tag, "stable"] {
-        push::upload(&at, &packed, &Selector::Tag(tag.parse()?)).await?;
+        push::upload(&at, &packed, &Selector::Tag(tag.parse()?), &ProgressBar::hidden()).await?;
     }
     Ok(packed.manifest_digest)
 }
