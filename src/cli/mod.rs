@@ -1,4 +1,6 @@
 //! The command line: one file a command. Exit 0 done, 1 failed, 2 wrong usage.
+// These panic where nobody reads: what is printed goes through `output`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod admin;
 mod config;

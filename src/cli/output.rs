@@ -1,6 +1,7 @@
 //! What commands print: tables and JSON on stdout, progress on a terminal's stderr.
 
 use std::{
+    fmt::Display,
     io::{IsTerminal as _, Write as _},
     time::Duration,
 };
@@ -53,9 +54,14 @@ pub fn print_document(value: &impl Serialize, format: Format) -> anyhow::Result<
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
         _ => Ok(()),
     }
+}
+
+/// Says a line on stderr, beside what the command prints. Where nobody can read it, it is lost: no error.
+pub fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Prints rows under a header, columns aligned; control characters in foreign text are shown escaped.

@@ -81,11 +81,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let root = work.path().join("store");
         blocking::io(move || Store::open(&root)).await?
     };
-    let puller = Puller::new(store.clone(), at.client)?;
+    let (client, puller) = (at.client.clone(), Puller::new(store.clone(), at.client)?);
     let found = puller.resolve(&way, &wanted, false, at.budget).await?;
     let manifest = puller.manifest(&way, &found, at.budget).await?;
     if let Some(warning) = &manifest.warning {
-        eprintln!("warning: {warning}");
+        output::say(format_args!("warning: {warning}"));
     }
     let chosen = choose::choose(&manifest.manifest, &Choice { all_layers_of_images: true, ..Choice::default() })?;
     let mut layers = Vec::new();
@@ -118,7 +118,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     blocking::io(move || put_in_place(&tree, &target, &digest)).await?;
     spinner.finish_and_clear();
     if dropped > 0 {
-        eprintln!("warning: left {dropped} entries out: symlinks, and of an image also devices, fifos and sockets");
+        output::say(format_args!(
+            "warning: left {dropped} entries out: symlinks, and of an image also devices, fifos and sockets"
+        ));
     }
     let annotation = |name: &str| {
         manifest.manifest.annotations.get(&format!("org.opencontainers.image.{name}")).cloned().unwrap_or_default()
@@ -132,16 +134,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         });
         return output::print_document(&pulled, arguments.format);
     }
-    println!(
-        "pulled oci://{registry}/{repository}@{digest} into {shown}, {files} {}",
-        if files == 1 { "file" } else { "files" }
-    );
+    let counted = if files == 1 { "file" } else { "files" };
+    let mut text = format!("pulled oci://{registry}/{repository}@{digest} into {shown}, {files} {counted}\n");
     for (name, value) in [("source", source), ("revision", revision)] {
         if !value.is_empty() {
-            println!("{name}: {}", value.escape_debug());
+            text.push_str(&format!("{name}: {}\n", value.escape_debug()));
         }
     }
-    Ok(())
+    output::print(&text)
 }
 
 /// A directory with content that no pull put there is somebody's.

@@ -93,7 +93,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     });
     let packed = packed.await.with_context(|| format!("cannot package {}", arguments.path.display()))?;
     if packed.left_out > 0 {
-        eprintln!("warning: left {} entries out: symlinks and special files; an artifact holds none", packed.left_out);
+        output::say(format_args!(
+            "warning: left {} entries out: symlinks and special files; an artifact holds none",
+            packed.left_out
+        ));
     }
     if packed.files == 0 && !arguments.allow_empty {
         bail!(

@@ -1,9 +1,10 @@
 //! `larder serve`
 
-use std::{io::Write as _, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use super::output;
 use crate::{
     config::{self, Config, Settings, Surroundings},
     node::{self, Node, NodeError},
@@ -75,9 +76,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let mut out = std::io::stdout();
-    writeln!(out, "{}", node.ready_line())?;
-    out.flush()?;
+    output::print(&format!("{}\n", node.ready_line()))?;
     tokio::select! {
         reason = &mut forced => ending(reason),
         () = node.drained() => {}

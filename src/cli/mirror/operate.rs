@@ -127,10 +127,9 @@ impl Image {
 
     fn print(&self, value: &Value, text: &str) -> anyhow::Result<()> {
         match self.output {
-            Format::Table => println!("{text}"),
-            format => output::print_document(value, format)?,
+            Format::Table => output::print(&format!("{text}\n")),
+            format => output::print_document(value, format),
         }
-        Ok(())
     }
 }
 
