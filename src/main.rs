@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         unreachable!("nothing installed a provider before main");
     }
-    let arguments = larder::cli::Arguments::parse();
+    let arguments = larder::cli::parse();
     match larder::cli::run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
