@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use super::output;
 use crate::{
@@ -49,8 +49,15 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         root: rustix::process::geteuid().is_root(),
         xdg_data_home: variable("XDG_DATA_HOME"),
         home: variable("HOME"),
+        directory: Some(std::env::current_dir().context("there is no working directory")?),
     };
     let config = Config::resolve(arguments.settings, file, &surroundings)?;
+    // One that is not there may come; one that cannot be executed is a mistake.
+    if let Some(program) = config.kustomize_program.as_deref().filter(|program| program.exists())
+        && let Some(why) = config::cannot_run(program)
+    {
+        bail!("--kustomize-program: {why}");
+    }
     telemetry::init(config.log_format, std::env::var("LARDER_LOG").ok().as_deref())?;
     allow_open_files();
     // Each thread that waits for the disk keeps memory of its own; more of them than a disk has use for only cost.
