@@ -12,8 +12,8 @@ mod yaml;
 
 use std::path::{Path, PathBuf};
 
-pub use check::{ConfigError, ConfigErrors, check};
-pub use files::check_files;
+pub use check::{ConfigError, ConfigErrors, check, check_with_files};
+pub use files::cannot_run;
 pub use settings::{
     AccessRule, RegistrySettings, Settings, StoreSettings, TagRule, TlsSettings, UpstreamMode, UpstreamSettings,
 };
@@ -108,6 +108,8 @@ pub struct Surroundings {
     pub xdg_data_home: Option<PathBuf>,
     /// `HOME`.
     pub home: Option<PathBuf>,
+    /// The working directory.
+    pub directory: Option<PathBuf>,
 }
 
 impl Surroundings {
@@ -131,14 +133,24 @@ impl Config {
     /// What each setting alone does not show: a mirror listener for an upstream that is none, a HOST twice, and such.
     pub fn resolve(flags: Settings, file: Settings, surroundings: &Surroundings) -> Result<Self, ConfigErrors> {
         let settings = flags.over(file);
-        check::together(&settings)?;
+        let wrong = check::together(&settings);
+        if wrong.is_empty() { Ok(Self::of(settings, surroundings)) } else { Err(ConfigErrors::new(wrong)) }
+    }
+
+    /// What settings make, right or not.
+    fn of(settings: Settings, surroundings: &Surroundings) -> Self {
         let mut upstreams = settings.upstreams;
         for flag in settings.upstream {
             upstreams.retain(|u| u.host != flag.host);
             upstreams.push(UpstreamSettings::new(flag.host, flag.url));
         }
         let address = |port| Address::new("127.0.0.1", port);
-        Ok(Self {
+        // It runs in a directory of its own.
+        let program = settings.kustomize_program.map(|program| match &surroundings.directory {
+            Some(directory) => directory.join(program),
+            None => program,
+        });
+        Self {
             data: settings.data.unwrap_or_else(|| surroundings.data()),
             registry_listen: settings.registry_listen.unwrap_or_else(|| address(5000)),
             artifact_listen: settings.artifact_listen.unwrap_or_else(|| address(9790)),
@@ -169,10 +181,10 @@ impl Config {
             artifact_retention_ttl: settings.artifact_retention_ttl.unwrap_or_else(|| FluxDuration::from_secs(60)),
             artifact_retention_records: settings.artifact_retention_records.map_or(2, |n| n.get().into()),
             admin_token_file: settings.admin_token_file,
-            kustomize_program: settings.kustomize_program,
+            kustomize_program: program,
             log_format: settings.log_format.unwrap_or_default(),
             registry: settings.registry,
-        })
+        }
     }
 
     /// Whether a feature is switched on.

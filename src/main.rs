@@ -1,8 +1,6 @@
 //! The `larder` program: crypto provider, command line, exit code.
 
-use std::process::ExitCode;
-
-use clap::Parser as _;
+use std::{io::Write as _, process::ExitCode};
 
 fn main() -> ExitCode {
     // The confined child that becomes a rendering program: it must not open, read or start anything before.
@@ -12,11 +10,12 @@ fn main() -> ExitCode {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         unreachable!("nothing installed a provider before main");
     }
-    let arguments = larder::cli::Arguments::parse();
+    let arguments = larder::cli::parse();
     match larder::cli::run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", larder::cli::explain(&error));
+            // Where nobody can read it, the exit code still says so.
+            let _ = writeln!(std::io::stderr(), "error: {}", larder::cli::explain(&error));
             if larder::cli::is_usage(&error) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }

@@ -53,7 +53,8 @@ fn filter(directives: Option<&str>) -> Result<EnvFilter, LogError> {
 
 /// Sets up logging for this process; `level` is what `LARDER_LOG` holds.
 pub fn init(format: LogFormat, level: Option<&str>) -> Result<(), LogError> {
-    let builder = fmt().with_env_filter(filter(level)?).with_writer(io::stderr);
+    // A line that cannot be written is lost: to tell of that on stderr, as it would by itself, panics.
+    let builder = fmt().with_env_filter(filter(level)?).with_writer(io::stderr).log_internal_errors(false);
     match format {
         LogFormat::Text => {
             builder.with_writer(|| OneLine(io::stderr())).with_ansi(io::stderr().is_terminal()).try_init()

@@ -1,12 +1,12 @@
 //! `larder config schema|check`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use serde_json::json;
 
 use super::output::{self, DocumentFormat, Format};
-use crate::config::{self, ConfigErrors};
+use crate::config;
 
 /// The configuration file of `larder serve`
 #[derive(Debug, clap::Subcommand)]
@@ -40,7 +40,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Check { file, output } => {
             let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            let result = check(&file, &text);
+            let result = config::check_with_files(&text).map_err(|errors| errors.of(&file));
             if output != Format::Table {
                 let wrong = result.as_ref().err().map_or(&[][..], |errors| &errors.errors);
                 let wrong: Vec<_> = wrong.iter().map(|e| json!({ "line": e.line, "message": e.message })).collect();
@@ -52,12 +52,5 @@ pub fn run(command: Command) -> anyhow::Result<()> {
             }
         }
     }
-    Ok(())
-}
-
-/// What keeps `larder serve` from starting with this file: its text, and the files that it names.
-fn check(file: &Path, text: &str) -> Result<(), ConfigErrors> {
-    let config = config::check(text).map_err(|errors| errors.of(file))?;
-    config::check_files(&config).map_err(|errors| errors.of(file))?;
     Ok(())
 }

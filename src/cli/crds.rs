@@ -50,7 +50,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
             for (definition, crd) in &mut crds {
                 for change in widen::widen(definition, crd)? {
-                    eprintln!("{} now {change}", definition.name());
+                    output::say(format_args!("{} now {change}", definition.name()));
                 }
                 without_servers(crd);
             }

@@ -48,13 +48,17 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let items: Vec<Value> = listing["items"].as_array().into_iter().flatten().filter(wanted).cloned().collect();
     for error in listing["errors"].as_array().into_iter().flatten() {
-        eprintln!("warning: {}: {}", error["place"].as_str().unwrap_or("?"), error["error"].as_str().unwrap_or("?"));
+        output::say(format_args!(
+            "warning: {}: {}",
+            error["place"].as_str().unwrap_or("?"),
+            error["error"].as_str().unwrap_or("?")
+        ));
     }
     if arguments.output != Format::Table {
         return output::print_document(&items, arguments.output);
     }
     if items.is_empty() {
-        eprintln!("no objects");
+        output::say("no objects");
         return Ok(());
     }
     let rows: Vec<Vec<String>> = items.iter().map(row).collect();

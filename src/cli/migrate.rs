@@ -51,7 +51,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     spinner.finish_and_clear();
     let report = report?;
     for error in &report.errors {
-        eprintln!("warning: {}: {}", error.place, error.error);
+        output::say(format_args!("warning: {}: {}", error.place, error.error));
     }
     let wanted = |line: &&Line| namespace.as_ref().is_none_or(|namespace| line.namespace == *namespace);
     let lines: Vec<&Line> = report.lines.iter().filter(wanted).collect();
@@ -61,7 +61,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     }
     if lines.is_empty() {
         if report.errors.is_empty() {
-            eprintln!("no objects of Flux's kinds");
+            output::say("no objects of Flux's kinds");
         }
         return whole(&report);
     }
@@ -72,7 +72,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     output::print_table(&["KIND", "NAMESPACE/NAME", "VERDICT", "WHY"], &lines.iter().map(row).collect::<Vec<_>>())?;
     let count = |verdict: Verdict| lines.iter().filter(|line| line.verdict == verdict).count();
     let counts = Verdict::ALL.map(|verdict| format!("{} {}", count(verdict), verdict.word()));
-    eprintln!("{}", counts.join(", "));
+    output::say(counts.join(", "));
     whole(&report)
 }
 

@@ -1,4 +1,6 @@
 //! The command line: one file a command. Exit 0 done, 1 failed, 2 wrong usage.
+// These panic where nobody reads: what is printed goes through `output`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod admin;
 mod config;
@@ -17,7 +19,10 @@ mod serve;
 mod store;
 mod tag;
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -58,6 +63,55 @@ enum Command {
     Crds(crds::Arguments),
     #[command(subcommand)]
     Migrate(migrate::Command),
+}
+
+/// The arguments that the process was started with. Where they are wrong it says so and ends the process: exit 2.
+pub fn parse() -> Arguments {
+    Arguments::try_parse().unwrap_or_else(|error| without_passwords(error).exit())
+}
+
+/// The same error with nothing in what it repeats that may be a password.
+fn without_passwords(mut error: clap::Error) -> clap::Error {
+    let mut changed = Vec::new();
+    for (kind, value) in error.context() {
+        // Of other errors this is the name of an argument that there is.
+        if kind == ContextKind::InvalidArg && error.kind() != ErrorKind::UnknownArgument {
+            continue;
+        }
+        let shown = match value {
+            ContextValue::String(text) => ContextValue::String(redacted(text)),
+            ContextValue::Strings(texts) => ContextValue::Strings(texts.iter().map(|text| redacted(text)).collect()),
+            _ => continue,
+        };
+        if shown != *value {
+            changed.push((kind, shown));
+        }
+    }
+    if !changed.is_empty() {
+        // What is suggested may repeat it too.
+        error.remove(ContextKind::Suggested);
+    }
+    for (kind, shown) in changed {
+        error.insert(kind, shown);
+    }
+    error
+}
+
+/// A reference, or something like one, as it may be shown: what stands before an `@` may be a password, unless a digest
+/// follows.
+fn redacted(text: &str) -> String {
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) if scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => (Some(scheme), rest),
+        _ => (None, text),
+    };
+    let is_digest = |text: &str| text.starts_with("sha256:") || text.starts_with("sha512:");
+    let name = match rest.rsplit_once('@') {
+        Some((name, behind)) if is_digest(behind) => name,
+        _ => rest,
+    };
+    let Some(at) = name.rfind('@') else { return text.to_owned() };
+    let scheme = scheme.map_or(String::new(), |scheme| format!("{scheme}://"));
+    format!("{scheme}[redacted]{}", &rest[at..])
 }
 
 /// Runs the command that the process was started with.
@@ -147,4 +201,46 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
     // What still blocks (a read of a hung disk) must not keep a command that is done.
     runtime.shutdown_background();
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_a_password_is_not_repeated() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (text, shown) in [
+            ("oci://u:PW@h/x", "oci://[redacted]@h/x".to_owned()),
+            ("oci://u:P@W/W@h/x:v1", "oci://[redacted]@h/x:v1".to_owned()),
+            ("u:PW@h/x", "[redacted]@h/x".to_owned()),
+            ("u:PW://@h/x", "[redacted]@h/x".to_owned()),
+            ("h.example=https://u:PW@h", "[redacted]@h".to_owned()),
+            (&format!("oci://u:PW@h/x@{digest}"), format!("oci://[redacted]@h/x@{digest}")),
+            (&format!("oci://h/x@{digest}"), format!("oci://h/x@{digest}")),
+            ("oci://h/X:v1", "oci://h/X:v1".to_owned()),
+            ("--frobnicate", "--frobnicate".to_owned()),
+        ] {
+            assert_eq!(redacted(text), shown);
+        }
+        for arguments in [
+            &["list", "oci://u:PW@h/x"][..],
+            &["pull", "oci://u:PW@h/x"],
+            &["push", "u:PW@h/x:v1", "--path", "."],
+            &["tag", "u:PW@h/x:v1", "v2"],
+            &["tag", "h/x:v1", "u:PW@v2"],
+            &["list", "h/x", "oci://u:PW@h/x"],
+            &["oci://u:PW@h/x"],
+            &["list", "--oci://u:PW@h/x"],
+            &["serve", "--upstream", "a=https://u:PW@h"],
+        ] {
+            let error = Arguments::try_parse_from([&["larder"], arguments].concat()).unwrap_err();
+            let told = without_passwords(error).to_string();
+            assert!(told.contains("[redacted]@") && !told.contains("PW"), "{arguments:?}: {told}");
+        }
+        for arguments in [&["pull", "--output", "x"][..], &["pull", "h/x@y", "--output", "x"]] {
+            let told = without_passwords(Arguments::try_parse_from([&["larder"], arguments].concat()).unwrap_err());
+            assert!(told.to_string().contains("<oci://HOST/REPO[:TAG|@DIGEST]>"), "{arguments:?}: {told}");
+        }
+    }
 }

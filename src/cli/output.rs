@@ -1,11 +1,13 @@
 //! What commands print: tables and JSON on stdout, progress on a terminal's stderr.
 
 use std::{
+    fmt::Display,
     io::{IsTerminal as _, Write as _},
     time::Duration,
 };
 
-use indicatif::ProgressBar;
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 /// `-o`.
@@ -52,9 +54,14 @@ pub fn print_document(value: &impl Serialize, format: Format) -> anyhow::Result<
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
         _ => Ok(()),
     }
+}
+
+/// Says a line on stderr, beside what the command prints. Where nobody can read it, it is lost: no error.
+pub fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Prints rows under a header, columns aligned; control characters in foreign text are shown escaped.
@@ -98,4 +105,114 @@ pub fn spinner(message: impl Into<String>) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(message.into());
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
+}
+
+/// What a bar shows: what is done, how far it is, how fast.
+const BAR: &str = "{spinner} {msg} [{wide_bar}] {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}";
+/// How often a bar is drawn.
+const DRAWN: Duration = Duration::from_millis(100);
+
+/// Does the work; meanwhile the spinner is a bar of the bytes done, of `total`.
+pub async fn with_bar<T>(
+    spinner: &ProgressBar,
+    total: u64,
+    done: impl Fn() -> u64,
+    work: impl Future<Output = T>,
+) -> T {
+    if spinner.is_hidden() {
+        return work.await;
+    }
+    if let Ok(style) = ProgressStyle::with_template(BAR) {
+        spinner.set_style(style.progress_chars("=> "));
+    }
+    spinner.set_length(total);
+    let mut work = std::pin::pin!(work);
+    let result = loop {
+        spinner.set_position(done().min(total));
+        tokio::select! {
+            result = &mut work => break result,
+            () = tokio::time::sleep(DRAWN) => {}
+        }
+    };
+    spinner.set_position(done().min(total));
+    spinner.set_style(ProgressStyle::default_spinner());
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::Cell,
+        sync::{Arc, Mutex},
+    };
+
+    use indicatif::{ProgressDrawTarget, TermLike};
+
+    use super::*;
+
+    /// A terminal that keeps what is written.
+    #[derive(Clone, Debug, Default)]
+    struct Terminal(Arc<Mutex<String>>);
+
+    impl TermLike for Terminal {
+        fn width(&self) -> u16 {
+            120
+        }
+
+        fn move_cursor_up(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_down(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_right(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_left(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn write_line(&self, text: &str) -> std::io::Result<()> {
+            self.write_str(text)
+        }
+
+        fn write_str(&self, text: &str) -> std::io::Result<()> {
+            self.0.lock().unwrap().push_str(text);
+            Ok(())
+        }
+
+        fn clear_line(&self) -> std::io::Result<()> {
+            self.write_str("\n")
+        }
+
+        fn flush(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bar_shows_how_much_is_done_of_how_much() {
+        let terminal = Terminal::default();
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal.clone()), 255);
+        let bar = ProgressBar::with_draw_target(None, target).with_message("pulling");
+        let done = Cell::new(0);
+        let work = async {
+            for _ in 0..3 {
+                tokio::time::sleep(2 * DRAWN).await;
+                done.set(done.get() + 1_000_000);
+            }
+            7
+        };
+        assert_eq!(with_bar(&bar, 3_000_000, || done.get(), work).await, 7);
+        bar.set_message("unpacking");
+        let shown = terminal.0.lock().unwrap().clone();
+        for part in ["pulling [=====", "1.00 MB of 3.00 MB", "2.00 MB of 3.00 MB"] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        let last = shown.lines().last().unwrap();
+        assert!(last.contains("unpacking") && !last.contains("MB"), "{shown}");
+    }
 }

@@ -81,19 +81,22 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let root = work.path().join("store");
         blocking::io(move || Store::open(&root)).await?
     };
-    let puller = Puller::new(store.clone(), at.client)?;
+    let (client, puller) = (at.client.clone(), Puller::new(store.clone(), at.client)?);
     let found = puller.resolve(&way, &wanted, false, at.budget).await?;
     let manifest = puller.manifest(&way, &found, at.budget).await?;
     if let Some(warning) = &manifest.warning {
-        eprintln!("warning: {warning}");
+        output::say(format_args!("warning: {warning}"));
     }
     let chosen = choose::choose(&manifest.manifest, &Choice { all_layers_of_images: true, ..Choice::default() })?;
     let mut layers = Vec::new();
+    let (mut whole, total) = (0, chosen.layers.iter().map(|layer| layer.size).sum());
     for (n, layer) in chosen.layers.iter().enumerate() {
-        let size = output::bytes(layer.size);
-        spinner.set_message(format!("pulling layer {} of {}, {size}", n + 1, chosen.layers.len()));
-        let (blob, _) = puller.blob(&way, layer, at.budget).await?;
+        spinner.set_message(format!("pulling layer {} of {}", n + 1, chosen.layers.len()));
+        let before = client.traffic().received();
+        let done = || whole + client.traffic().received() - before;
+        let (blob, _) = output::with_bar(&spinner, total, done, puller.blob(&way, layer, at.budget)).await?;
         layers.push(blob);
+        whole += layer.size;
     }
     spinner.set_message("unpacking");
     let tree = work.path().join("tree");
@@ -115,7 +118,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     blocking::io(move || put_in_place(&tree, &target, &digest, force)).await?;
     spinner.finish_and_clear();
     if dropped > 0 {
-        eprintln!("warning: left {dropped} entries out: symlinks, and of an image also devices, fifos and sockets");
+        output::say(format_args!(
+            "warning: left {dropped} entries out: symlinks, and of an image also devices, fifos and sockets"
+        ));
     }
     let annotation = |name: &str| {
         manifest.manifest.annotations.get(&format!("org.opencontainers.image.{name}")).cloned().unwrap_or_default()
@@ -129,16 +134,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         });
         return output::print_document(&pulled, arguments.format);
     }
-    println!(
-        "pulled oci://{registry}/{repository}@{digest} into {shown}, {files} {}",
-        if files == 1 { "file" } else { "files" }
-    );
+    let counted = if files == 1 { "file" } else { "files" };
+    let mut text = format!("pulled oci://{registry}/{repository}@{digest} into {shown}, {files} {counted}\n");
     for (name, value) in [("source", source), ("revision", revision)] {
         if !value.is_empty() {
-            println!("{name}: {}", value.escape_debug());
+            text.push_str(&format!("{name}: {}\n", value.escape_debug()));
         }
     }
-    Ok(())
+    output::print(&text)
 }
 
 /// The directory to put the contents at, as an absolute path without a slash at its end, behind which a symbolic link

@@ -3,6 +3,7 @@
 use std::{io::Read as _, path::PathBuf};
 
 use anyhow::{Context as _, bail};
+use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::{
@@ -92,7 +93,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     });
     let packed = packed.await.with_context(|| format!("cannot package {}", arguments.path.display()))?;
     if packed.left_out > 0 {
-        eprintln!("warning: left {} entries out: symlinks and special files; an artifact holds none", packed.left_out);
+        output::say(format_args!(
+            "warning: left {} entries out: symlinks and special files; an artifact holds none",
+            packed.left_out
+        ));
     }
     if packed.files == 0 && !arguments.allow_empty {
         bail!(
@@ -102,13 +106,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         );
     }
     let at = arguments.remote.open(&arguments.reference).await?;
-    spinner.set_message(format!(
-        "pushing {} to {}/{}",
-        output::bytes(packed.layer.len() as u64),
-        at.endpoint.registry,
-        at.repository
-    ));
-    upload(&at, &packed, &Selector::Tag(tag.clone())).await?;
+    spinner.set_message(format!("pushing to {}/{}", at.endpoint.registry, at.repository));
+    upload(&at, &packed, &Selector::Tag(tag.clone()), &spinner).await?;
     spinner.finish_and_clear();
     let (repository, digest) = (format!("{}/{}", at.endpoint.registry, at.repository), packed.manifest_digest);
     let url = format!("oci://{repository}@{digest}");
@@ -120,13 +119,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Uploads config, layer and manifest, in the order that no reader ever sees a manifest without its blobs.
-pub async fn upload(at: &Opened, packed: &Packed, to: &Selector) -> anyhow::Result<()> {
+/// Uploads config, layer and manifest, in the order that no reader ever sees a manifest without its blobs. The spinner
+/// shows how much of the layer is sent.
+pub async fn upload(at: &Opened, packed: &Packed, to: &Selector, spinner: &ProgressBar) -> anyhow::Result<()> {
     let (client, endpoint, repository, budget) = (&at.client, &at.endpoint, &at.repository, at.budget);
-    for (descriptor, bytes) in [(&packed.config_descriptor, &packed.config), (&packed.layer_descriptor, &packed.layer)]
-    {
-        client.push_blob(endpoint, repository, &descriptor.digest, bytes.clone().into(), budget).await?;
-    }
+    let (config, layer) = (packed.config.clone().into(), packed.layer.clone().into());
+    client.push_blob(endpoint, repository, &packed.config_descriptor.digest, config, budget).await?;
+    let sending = client.push_blob(endpoint, repository, &packed.layer_descriptor.digest, layer, budget);
+    output::with_bar(spinner, packed.layer.len() as u64, || client.traffic().sent(), sending).await?;
     let manifest = packed.manifest.clone().into();
     client.push_manifest(endpoint, repository, to, media_type::OCI_MANIFEST, manifest, budget).await?;
     Ok(())

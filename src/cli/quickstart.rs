@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use http::{Method, StatusCode};
+use indicatif::ProgressBar;
 use serde_json::Value;
 
 use super::{admin::Server, output, push, remote};
@@ -52,13 +53,13 @@ struct Teller {
 }
 
 impl Teller {
-    fn step(&mut self, what: impl std::fmt::Display) {
+    fn step(&mut self, what: impl std::fmt::Display) -> anyhow::Result<()> {
         self.step += 1;
-        println!("{:>2}. {what}", self.step);
+        output::print(&format!("{:>2}. {what}\n", self.step))
     }
 
-    fn detail(&self, what: impl std::fmt::Display) {
-        println!("    {what}");
+    fn detail(&self, what: impl std::fmt::Display) -> anyhow::Result<()> {
+        output::print(&format!("    {what}\n"))
     }
 }
 
@@ -98,12 +99,10 @@ async fn quickstart(arguments: Arguments) -> anyhow::Result<()> {
     telemetry::init(telemetry::LogFormat::Text, Some("warn"))?;
     let node = Node::start(config, node::Surroundings::of_this_process()?, listening).await?;
     let story = tokio::select! {
-        story = tell(&node, objects.path()) => story,
+        story = tell(&node, objects.path(), arguments.keep) => story,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };
     if story.is_ok() && arguments.keep {
-        println!("\nServing on; Ctrl-C ends it. Try, in another terminal:");
-        println!("    larder get --server http://{}", node.admin());
         tokio::select! {
             _ = shutdown::on_signals(signals, &trigger, shutdown::DRAIN) => {}
             () = node.shutdown_begun() => {}
@@ -119,32 +118,33 @@ fn temporary_directory(prefix: &str) -> anyhow::Result<tempfile::TempDir> {
     made.context("cannot make a temporary directory; TMPDIR has to name one that can be written to")
 }
 
-async fn tell(node: &Node, objects: &Path) -> anyhow::Result<()> {
+async fn tell(node: &Node, objects: &Path, keep: bool) -> anyhow::Result<()> {
     let mut teller = Teller { step: 0 };
     let registry = node.registry().to_string();
     let server = Server::at(&node.admin().to_string());
-    teller.step(format_args!("started a daemon: registry on {registry}, artifacts on {}", node.artifacts()));
+    teller.step(format_args!("started a daemon: registry on {registry}, artifacts on {}", node.artifacts()))?;
 
     let folder = temporary_directory("larder-example-")?;
     let first = push_version(&registry, folder.path(), "v1.0.0", IMAGES[0]).await?;
-    teller.step(format_args!("packaged and pushed oci://{registry}/my-app-config:v1.0.0, also tagged stable"));
-    teller.detail(first);
+    teller.step(format_args!("packaged and pushed oci://{registry}/my-app-config:v1.0.0, also tagged stable"))?;
+    teller.detail(first)?;
 
     write_objects(objects, &registry, "v1.0.0")?;
-    teller.step("wrote a GitRepository with an oci:// URL, an OCIRepository and a Kustomization");
+    teller.step("wrote a GitRepository with an oci:// URL, an OCIRepository and a Kustomization")?;
     let git = settled(&server, "GitRepository", "my-app-oci", |o| revision(o) == format!("v1.0.0@{first}")).await?;
     let oci = settled(&server, "OCIRepository", "my-app", |o| revision(o) == format!("stable@{first}")).await?;
-    teller.step(format_args!("reconciled: both sources are Ready at {}", revision(&git)));
+    teller.step(format_args!("reconciled: both sources are Ready at {}", revision(&git)))?;
     for source in [&git, &oci] {
         let url = fetch_and_check(source).await?;
-        teller.step(format_args!("fetched the {}'s artifact, its digest is right", text(&source["kind"])));
-        teller.detail(url);
+        teller.step(format_args!("fetched the {}'s artifact, its digest is right", text(&source["kind"])))?;
+        teller.detail(url)?;
     }
     let (file, yaml) = rendered(node, &server, &format!("v1.0.0@{first}"), IMAGES[0]).await?;
-    teller.step(format_args!("rendered the Kustomization: {} lines in {}", yaml.lines().count(), file.display()));
+    teller.step(format_args!("rendered the Kustomization: {} lines in {}", yaml.lines().count(), file.display()))?;
 
     let second = push_version(&registry, folder.path(), "v1.0.1", IMAGES[1]).await?;
-    teller.step("pushed v1.0.1: named it in the GitRepository; the OCIRepository follows the tag stable, which moved");
+    teller
+        .step("pushed v1.0.1: named it in the GitRepository; the OCIRepository follows the tag stable, which moved")?;
     write_objects(objects, &registry, "v1.0.1")?;
     let wanted = format!("v1.0.1@{second}");
     reconcile(&server, "OCIRepository", "my-app").await?;
@@ -153,7 +153,7 @@ async fn tell(node: &Node, objects: &Path) -> anyhow::Result<()> {
     fetch_and_check(&updated).await?;
     ensure!(digest_of(&updated) != digest_of(&oci), "the update has the digest of the version before");
     rendered(node, &server, &wanted, IMAGES[1]).await?;
-    teller.step(format_args!("updated: sources, artifact and rendered manifests are at {wanted}"));
+    teller.step(format_args!("updated: sources, artifact and rendered manifests are at {wanted}"))?;
 
     let (status, usage) = server.ask(Method::GET, "/v1/store", PATIENCE).await?;
     ensure!(status == StatusCode::OK, "GET /v1/store answered {status}");
@@ -166,8 +166,14 @@ async fn tell(node: &Node, objects: &Path) -> anyhow::Result<()> {
         output::bytes(logical),
         number(&usage["blobs"]["count"]),
         number(&usage["files"]["count"]),
-    ));
-    println!("\nEvery step was observed. Next: larder serve --help");
+    ))?;
+    output::print("\nEvery step was observed. Next: larder serve --help\n")?;
+    if keep {
+        output::print(&format!(
+            "\nServing on; Ctrl-C ends it. Try, in another terminal:\n    larder get --server http://{}\n",
+            node.admin()
+        ))?;
+    }
     Ok(())
 }
 
@@ -190,7 +196,7 @@ async fn push_version(registry: &str, folder: &Path, tag: &str, image: &str) -> 
         budget: Budget::within(PATIENCE).requested(true),
     };
     for tag in [tag, "stable"] {
-        push::upload(&at, &packed, &Selector::Tag(tag.parse()?)).await?;
+        push::upload(&at, &packed, &Selector::Tag(tag.parse()?), &ProgressBar::hidden()).await?;
     }
     Ok(packed.manifest_digest)
 }

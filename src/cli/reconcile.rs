@@ -70,7 +70,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let is_static = ready.is_none() && object["status"] == Value::Null;
     if is_static || ready.is_some_and(|c| c["status"] == "True") {
         if arguments.output == Format::Table {
-            println!("{called} is Ready: {}", if is_static { "static, nothing to reconcile" } else { said });
+            let said = if is_static { "static, nothing to reconcile" } else { said };
+            output::print(&format!("{called} is Ready: {said}\n"))?;
         }
         return Ok(());
     }

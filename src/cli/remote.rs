@@ -1,6 +1,6 @@
 //! What every command that talks to a registry has in common: its flags, and the client they make.
 
-use std::{io::Read as _, path::PathBuf, time::Duration};
+use std::{io::Read as _, path::PathBuf, time::Instant};
 
 use anyhow::Context as _;
 
@@ -71,7 +71,13 @@ impl Remote {
             allow_loopback: true,
             ..Transport::default()
         };
-        let credentials = self.credentials(reference).await?;
+        let given = self.given()?;
+        // A person who writes a password takes no time of the registry's, a helper that is asked for one does.
+        let begun = Instant::now();
+        let credentials = match given {
+            Some(given) => given,
+            None => self.looked_up(reference).await?,
+        };
         let client = Client::new(registry::Config {
             // So may a name that leads to it, such as localhost.
             egress_allow: ["127.0.0.0/8", "::1/128"].map(String::from).to_vec(),
@@ -79,15 +85,12 @@ impl Remote {
             ..registry::Config::default()
         })?;
         let endpoint = Endpoint { registry: reference.registry.clone(), transport, credentials };
-        let budget = Budget::within(self.timeout()).requested(true);
+        let budget = Budget::until(begun + self.timeout.get()).requested(true);
         Ok(Opened { client, endpoint, repository: reference.repository.clone(), budget })
     }
 
-    fn timeout(&self) -> Duration {
-        self.timeout.get()
-    }
-
-    async fn credentials(&self, reference: &Reference) -> anyhow::Result<Credentials> {
+    /// Those of the flags.
+    fn given(&self) -> anyhow::Result<Option<Credentials>> {
         let given = match (&self.creds, self.creds_stdin) {
             (Some(given), _) => Some(given.clone()),
             (None, true) => {
@@ -97,12 +100,15 @@ impl Remote {
             }
             (None, false) => None,
         };
-        if let Some(given) = given {
-            let Some((username, password)) = given.split_once(':') else {
-                return Err(usage("credentials are written USER:PASSWORD; there is no colon in what was given"));
-            };
-            return Ok(Credentials::Basic { username: username.into(), password: Secret::new(password) });
-        }
+        let Some(given) = given else { return Ok(None) };
+        let Some((username, password)) = given.split_once(':') else {
+            return Err(usage("credentials are written USER:PASSWORD; there is no colon in what was given"));
+        };
+        Ok(Some(Credentials::Basic { username: username.into(), password: Secret::new(password) }))
+    }
+
+    /// Those of the Docker config and its helpers.
+    async fn looked_up(&self, reference: &Reference) -> anyhow::Result<Credentials> {
         let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let (directory, home) = (variable("DOCKER_CONFIG"), variable("HOME"));
         let Some(path) = DockerConfig::path(directory.as_deref(), home.as_deref()) else {
@@ -110,7 +116,7 @@ impl Remote {
         };
         let found = async {
             let config = DockerConfig::load(&path).await?;
-            config.lookup_with_helpers(&reference.registry, &reference.repository).await
+            config.lookup_with_helpers(&reference.registry, &reference.repository, self.timeout.get()).await
         };
         found.await.with_context(|| format!("cannot take credentials from {}", path.display()))
     }

@@ -1,9 +1,10 @@
 //! `larder serve`
 
-use std::{io::Write as _, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
+use super::output;
 use crate::{
     config::{self, Config, Settings, Surroundings},
     node::{self, Node, NodeError},
@@ -48,8 +49,15 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         root: rustix::process::geteuid().is_root(),
         xdg_data_home: variable("XDG_DATA_HOME"),
         home: variable("HOME"),
+        directory: Some(std::env::current_dir().context("there is no working directory")?),
     };
     let config = Config::resolve(arguments.settings, file, &surroundings)?;
+    // One that is not there may come; one that cannot be executed is a mistake.
+    if let Some(program) = config.kustomize_program.as_deref().filter(|program| program.exists())
+        && let Some(why) = config::cannot_run(program)
+    {
+        bail!("--kustomize-program: {why}");
+    }
     telemetry::init(config.log_format, std::env::var("LARDER_LOG").ok().as_deref())?;
     allow_open_files();
     // Each thread that waits for the disk keeps memory of its own; more of them than a disk has use for only cost.
@@ -75,9 +83,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let mut out = std::io::stdout();
-    writeln!(out, "{}", node.ready_line())?;
-    out.flush()?;
+    output::print(&format!("{}\n", node.ready_line()))?;
     tokio::select! {
         reason = &mut forced => ending(reason),
         () = node.drained() => {}

@@ -109,17 +109,16 @@ async fn info(arguments: Info) -> anyhow::Result<()> {
         &[row("blobs", usage.blobs.count, usage.blobs.bytes), row("files", usage.files.count, usage.files.bytes)],
     )?;
     let (kept, named) = (output::bytes(usage.physical), output::bytes(usage.logical));
-    if usage.logical < usage.physical {
-        println!(
+    output::print(&if usage.logical < usage.physical {
+        format!(
             "kept {kept} in all; the published trees and local repositories name at most {named} of it: the rest is \
-             cached, or nothing refers to it"
-        );
+             cached, or nothing refers to it\n"
+        )
     } else {
-        println!(
-            "kept {kept} in all; the published trees and local repositories would take {named} if they shared nothing"
-        );
-    }
-    Ok(())
+        format!(
+            "kept {kept} in all; the published trees and local repositories would take {named} if they shared nothing\n"
+        )
+    })
 }
 
 async fn verify(arguments: Verify) -> anyhow::Result<()> {
@@ -139,11 +138,13 @@ async fn verify(arguments: Verify) -> anyhow::Result<()> {
     if arguments.output != Format::Table {
         output::print_document(&report, arguments.output)?;
     } else {
+        let mut text = String::new();
         for problem in &report.problems {
             let done = if problem.repaired { " (put aside)" } else { "" };
-            println!("{}: {}{done}", problem.path.display(), problem.what);
+            text.push_str(&format!("{}: {}{done}\n", problem.path.display(), problem.what));
         }
-        println!("hashed {} files, {}", report.checked, output::bytes(report.bytes));
+        text.push_str(&format!("hashed {} files, {}\n", report.checked, output::bytes(report.bytes)));
+        output::print(&text)?;
     }
     match report.problems.len() {
         0 => Ok(()),
@@ -185,6 +186,6 @@ async fn gc(arguments: Gc) -> anyhow::Result<()> {
         return output::print_document(&collected, arguments.output);
     }
     let number = |name: &str| collected[name].as_u64().unwrap_or_default();
-    println!("removed {} blobs and {} files, {}", number("blobs"), number("files"), output::bytes(number("bytes")));
-    Ok(())
+    let (blobs, files, bytes) = (number("blobs"), number("files"), output::bytes(number("bytes")));
+    output::print(&format!("removed {blobs} blobs and {files} files, {bytes}\n"))
 }

@@ -7,7 +7,7 @@ use super::{
     output::{self, Format},
     remote::{Remote, reference},
 };
-use crate::oci::{Reference, Selector, Tag};
+use crate::oci::{Reference, ReferenceError, Selector, Tag};
 
 /// Give a manifest further tags in its repository, moving no blobs
 #[derive(Debug, clap::Args)]
@@ -17,13 +17,18 @@ pub struct Arguments {
     #[arg(value_name = "oci://HOST/REPO:TAG", value_parser = reference)]
     reference: Reference,
     /// The new tags
-    #[arg(required = true, value_name = "NEWTAG")]
+    #[arg(required = true, value_name = "NEWTAG", value_parser = tag)]
     tags: Vec<Tag>,
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
     remote: Remote,
+}
+
+fn tag(text: &str) -> Result<Tag, String> {
+    // A whole reference in its place may hold a password; no tag has an `@`.
+    super::redacted(text).parse().map_err(|error: ReferenceError| error.to_string())
 }
 
 /// Runs the command.

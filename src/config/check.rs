@@ -67,10 +67,31 @@ pub fn check(text: &str) -> Result<Config, ConfigErrors> {
     Config::resolve(Settings::default(), super::parse(text)?, &Surroundings::default())
 }
 
+/// The same, and whether everything that the configuration names is there and can be used. Reads only.
+///
+/// # Errors
+/// Everything that is wrong with the text; once that can be read, with the settings and the files. Never a part of a
+/// secret.
+pub fn check_with_files(text: &str) -> Result<(), ConfigErrors> {
+    let settings = super::parse(text)?;
+    let mut errors = together(&settings);
+    for error in super::files::errors(&Config::of(settings, &Surroundings::default())) {
+        if !errors.contains(&error) {
+            errors.push(error);
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ConfigErrors::new(errors)) }
+}
+
 /// What no setting alone shows.
-pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
+pub(super) fn together(settings: &Settings) -> Vec<ConfigError> {
     let mut errors = Vec::new();
     let mut wrong = |message: String| errors.push(ConfigError { line: None, message });
+    for (name, path) in [("data", &settings.data), ("objects", &settings.objects)] {
+        if path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            wrong(format!("{name}: the path is empty: name a directory, or leave it out"));
+        }
+    }
     if settings.objects.is_some() && settings.kubernetes == Some(true) {
         wrong("objects and kubernetes exclude each other: the objects come from one of the two".into());
     }
@@ -151,7 +172,7 @@ pub(super) fn together(settings: &Settings) -> Result<(), ConfigErrors> {
             }
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(ConfigErrors { file: None, errors }) }
+    errors
 }
 
 /// Two listeners cannot have one address: the second would fail to start.

@@ -1,21 +1,19 @@
 //! Opens the files that a configuration names, as `larder serve` would: what is missing or malformed, setting by setting.
 //! Reads only.
 
-use std::path::Path;
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-use super::{Config, ConfigError, ConfigErrors};
+use super::{Config, ConfigError};
 use crate::{
     class::chain,
     mirror::UpstreamConfig,
     server::{Tls, registry::access, tls},
 };
 
-/// Whether everything that the configuration names is there and can be used.
-///
-/// # Errors
-/// Every file that cannot be; never a part of a secret.
-pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
+/// Of what the configuration names, all that is not there or cannot be used; never a part of a secret.
+pub(super) fn errors(config: &Config) -> Vec<ConfigError> {
     let mut found = Vec::new();
+    directories(config, &mut found);
     registry(config, &mut found);
     for upstream in &config.upstreams {
         let of = |setting: &str| format!("upstreams: {}: {setting}", upstream.host);
@@ -31,7 +29,7 @@ pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
         }
     }
     if let Some(path) = &config.admin_token_file {
-        match std::fs::read_to_string(path) {
+        match fs::read_to_string(path) {
             Err(error) => found.push(format!("adminTokenFile: cannot read {}: {error}", path.display())),
             Ok(text) if text.trim().is_empty() => {
                 found.push(format!("adminTokenFile: {} holds no token", path.display()));
@@ -39,14 +37,37 @@ pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
             Ok(_) => {}
         }
     }
-    if let Some(path) = config.kustomize_program.as_deref().filter(|path| !path.is_file()) {
-        found.push(format!("kustomizeProgram: {} is not a file", path.display()));
+    if let Some(why) = config.kustomize_program.as_deref().and_then(cannot_run) {
+        found.push(format!("kustomizeProgram: {why}"));
     }
     headroom(config, &mut found);
-    if found.is_empty() {
-        return Ok(());
+    found.into_iter().map(|message| ConfigError { line: None, message }).collect()
+}
+
+/// Why a program cannot be run, if so.
+pub fn cannot_run(program: &Path) -> Option<String> {
+    let shown = program.display();
+    match fs::metadata(program) {
+        Err(error) => Some(format!("cannot find {shown}: {error}")),
+        Ok(metadata) if !metadata.is_file() => Some(format!("{shown} is not a file")),
+        Ok(metadata) if metadata.permissions().mode() & 0o111 == 0 => {
+            Some(format!("{shown} cannot be executed: chmod +x makes it a program, if it is one"))
+        }
+        Ok(_) => None,
     }
-    Err(ConfigErrors::new(found.into_iter().map(|message| ConfigError { line: None, message }).collect()))
+}
+
+/// The data's is made where it is not there yet, the objects' is not.
+fn directories(config: &Config, found: &mut Vec<String>) {
+    if let Some(path) = config.data.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
+        found.push(format!("data: {} is not a directory", path.display()));
+    }
+    let objects = config.objects.as_deref().filter(|path| !path.as_os_str().is_empty());
+    if let Some(Err(error)) = objects.map(fs::read_dir)
+        && let Some(path) = objects
+    {
+        found.push(format!("objects: cannot read the objects in {}: {error}", path.display()));
+    }
 }
 
 fn registry(config: &Config, found: &mut Vec<String>) {
@@ -62,7 +83,7 @@ fn registry(config: &Config, found: &mut Vec<String>) {
         [("cert", Some(&settings.cert)), ("key", Some(&settings.key)), ("clientCA", settings.client_ca.as_ref())];
     let before = found.len();
     for (setting, path) in files {
-        if let Some(Err(error)) = path.map(std::fs::File::open)
+        if let Some(Err(error)) = path.map(fs::File::open)
             && let Some(path) = path
         {
             found.push(format!("registry.tls.{setting}: cannot read {}: {error}", path.display()));

@@ -245,7 +245,7 @@ fn every_file_that_is_named_is_opened_and_each_that_is_of_no_use_is_told() {
             at(cert)
         )
     };
-    check_files(&check(&yaml("cert", "users", "docker", "token")).unwrap()).unwrap();
+    check_with_files(&yaml("cert", "users", "docker", "token")).unwrap();
     for (yaml, expected) in [
         (
             yaml("none", "none", "none", "none"),
@@ -262,14 +262,14 @@ fn every_file_that_is_named_is_opened_and_each_that_is_of_no_use_is_told() {
         (yaml("cert", "users", "others", "token"), &["have no entry under auths for a.b"]),
         (yaml("bad", "bad", "bad", "token"), &["line 1", "registry.tls: ", "a.b: ca: ", "a.b: credentials: "]),
     ] {
-        let errors = check_files(&check(&yaml).unwrap()).unwrap_err();
+        let errors = check_with_files(&yaml).unwrap_err();
         assert_eq!(errors.errors.len(), expected.len(), "{errors}");
         for (error, part) in errors.errors.iter().zip(expected) {
             assert!(error.message.contains(part) && error.message.contains(&at("")), "{part}: {}", error.message);
             assert!(!error.message.contains("hunter2"), "{}", error.message);
         }
     }
-    let errors = check_files(&check("store: {headroomBytes: 8000000TB}").unwrap()).unwrap_err();
+    let errors = check_with_files("store: {headroomBytes: 8000000TB}").unwrap_err();
     assert!(errors.to_string().starts_with("store: headroomBytes: "), "{errors}");
 }
 
@@ -297,6 +297,56 @@ fn an_upstream_where_nothing_may_be_asked_is_told() {
                 assert!(said.starts_with(&format!("upstreams: upstream {host}: ")) && said.contains(part), "{said}");
             }
         }
+    }
+}
+
+#[test]
+fn the_settings_mistakes_and_the_files_are_told_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name).display().to_string();
+    std::fs::write(root.path().join("file"), "").unwrap();
+    let text = format!(
+        "data: {0}/data\nobjects: {1}\nkustomizeProgram: {0}\nadminTokenFile: {1}\nregistry: {{htpasswd: {1}}}\n\
+         upstreams: [{{host: a.b}}, {{host: a.b}}]\nmirrorListen: [':1=ghcr.io']\n",
+        at("file"),
+        at("none")
+    );
+    let expected = [
+        "upstreams: a.b is there twice".to_owned(),
+        "mirrorListen: ghcr.io is no upstream".to_owned(),
+        format!("data: {} is not a directory", at("file")),
+        format!("objects: cannot read the objects in {}: No such file", at("none")),
+        format!("cannot read registry.htpasswd from {}", at("none")),
+        format!("adminTokenFile: cannot read {}", at("none")),
+        format!("kustomizeProgram: {} cannot be executed", at("file")),
+    ];
+    let errors = check_with_files(&text).unwrap_err().errors;
+    assert_eq!(errors.len(), expected.len(), "{errors:#?}");
+    for (error, expected) in errors.iter().zip(expected) {
+        assert!(error.message.starts_with(&expected), "{} for {expected}", error.message);
+    }
+    let errors = check_with_files("data: \"\"\nobjects: ''\n").unwrap_err().errors;
+    let messages: Vec<_> = errors.iter().map(|error| error.message.as_str()).collect();
+    let expected =
+        ["data", "objects"].map(|name| format!("{name}: the path is empty: name a directory, or leave it out"));
+    assert_eq!(messages, expected);
+    let file = |name: &str| cannot_run(Path::new(name)).unwrap_or_default();
+    assert!(file(&at("none")).starts_with("cannot find ") && file("/").ends_with("is not a file"));
+    assert_eq!(file("/bin/sh"), "");
+}
+
+#[test]
+fn a_program_is_named_from_the_working_directory() {
+    let surroundings = Surroundings { directory: Some("/work".into()), ..Surroundings::default() };
+    for (flag, file, program) in [
+        (Some("venv/kubectl"), "", "/work/venv/kubectl"),
+        (Some("/bin/kubectl"), "", "/bin/kubectl"),
+        (None, "kustomizeProgram: venv/kubectl\n", "/work/venv/kubectl"),
+    ] {
+        let flags = flags(&flag.map_or(vec![], |flag| vec!["--kustomize-program", flag]));
+        let file = parse_file(Path::new("c.yaml"), file).unwrap();
+        let config = Config::resolve(flags, file, &surroundings).unwrap();
+        assert_eq!(config.kustomize_program.as_deref(), Some(Path::new(program)));
     }
 }
 
@@ -378,6 +428,7 @@ fn data_lies_where_the_user_may_write() {
         root: false,
         xdg_data_home: xdg.map(Into::into),
         home: home.map(Into::into),
+        directory: None,
     };
     for (surroundings, data) in [
         (Surroundings { root: true, ..user(Some("/x"), Some("/h")) }, "/var/lib/larder"),

@@ -155,6 +155,7 @@ impl Transfer {
             });
         }
         self.offset += data.len() as u64;
+        self.client.0.traffic.receive(data.len());
         Ok(Some(data))
     }
 

@@ -13,9 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use http::HeaderValue;
-use http_body_util::Full;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -36,6 +34,7 @@ use super::{
     proxy::{self, Kind, ProxyError, Route},
     target::{Origin, Target, literal},
     tls::Material,
+    traffic::Outgoing,
 };
 use crate::blocking;
 
@@ -60,7 +59,7 @@ type BoxStream = Pin<Box<dyn Stream>>;
 
 /// One connection, ready for a request.
 pub(super) struct Connection {
-    pub(super) sender: SendRequest<Full<Bytes>>,
+    pub(super) sender: SendRequest<Outgoing>,
     /// The target's own address; behind a proxy, what is known of it here.
     pub(super) peer: Option<IpAddr>,
     /// Requests go out in absolute form, with this Proxy-Authorization.

@@ -24,7 +24,7 @@ use crate::{
 
 /// The largest config, in bytes: a Kubernetes Secret holds no more.
 const MAX_BYTES: u64 = 1 << 20;
-/// How long a credential helper may take.
+/// How long a credential helper may take at most.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The key of Docker Hub in every Docker config, and its name for credential helpers.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
@@ -341,18 +341,19 @@ impl DockerConfig {
         }
     }
 
-    /// As [`lookup`](Self::lookup), but a credential helper named for the registry is run first. For the command line:
-    /// a daemon runs no helpers.
+    /// As [`lookup`](Self::lookup), but a credential helper named for the registry is run first, for no longer than
+    /// `patience`. For the command line: a daemon runs no helpers.
     pub async fn lookup_with_helpers(
         &self,
         registry: &Registry,
         repository: &Repository,
+        patience: Duration,
     ) -> Result<Credentials, DockerConfigError> {
         let key = Key::parse(&registry.to_string());
         let own = self.helpers.get(&key.authority());
         if let Some(helper) = own.or(self.store.as_ref()) {
             let server = if key.host == "docker.io" { DOCKER_HUB.to_owned() } else { key.authority() };
-            if let Some(credentials) = run_helper(helper, &server).await? {
+            if let Some(credentials) = run_helper(helper, &server, patience.min(HELPER_TIMEOUT)).await? {
                 return Ok(credentials);
             }
         }
@@ -365,7 +366,7 @@ fn error_is_absence(error: &std::io::Error) -> bool {
 }
 
 /// Runs `docker-credential-<name> get`; `None` where it has nothing for `server`.
-async fn run_helper(name: &str, server: &str) -> Result<Option<Credentials>, DockerConfigError> {
+async fn run_helper(name: &str, server: &str, patience: Duration) -> Result<Option<Credentials>, DockerConfigError> {
     let failed = |why: String| DockerConfigError::Helper { name: name.chars().take(64).collect(), why };
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 64 || !name.chars().all(valid) {
@@ -390,8 +391,8 @@ async fn run_helper(name: &str, server: &str) -> Result<Option<Credentials>, Doc
         let status = child.wait().await?;
         Ok::<_, std::io::Error>((status, output))
     };
-    let (status, output) = match tokio::time::timeout(HELPER_TIMEOUT, run).await {
-        Err(_) => return Err(failed(format!("no answer within {} s", HELPER_TIMEOUT.as_secs()))),
+    let (status, output) = match tokio::time::timeout(patience, run).await {
+        Err(_) => return Err(failed(format!("no answer within {} s", patience.as_secs_f64()))),
         Ok(Err(error)) => return Err(failed(format!("cannot be run: {error}"))),
         Ok(Ok(ended)) => ended,
     };
@@ -530,7 +531,7 @@ mod tests {
     #[tokio::test]
     async fn helpers_are_named_safely() {
         for name in ["../x", "a/b", "", "a b", "$(x)"] {
-            let error = run_helper(name, "r.example").await.unwrap_err();
+            let error = run_helper(name, "r.example", HELPER_TIMEOUT).await.unwrap_err();
             assert!(matches!(error, DockerConfigError::Helper { .. }), "{name}: {error}");
         }
     }

@@ -12,7 +12,6 @@ use http::{
     header::{ACCEPT_ENCODING, AUTHORIZATION, HOST, PROXY_AUTHORIZATION, USER_AGENT},
     response::Parts,
 };
-use http_body_util::Full;
 use tokio::time::timeout;
 
 use super::{
@@ -22,6 +21,7 @@ use super::{
     connect::Connection,
     error::RegistryError,
     target::Target,
+    traffic::Outgoing,
     windows::retry_after,
 };
 use crate::{
@@ -121,7 +121,8 @@ impl Inner {
                 headers.insert(PROXY_AUTHORIZATION, value.clone());
             }
         }
-        let request = request.body(Full::new(send.body.clone())).map_err(|error| Failure {
+        let counted = (send.kind == RequestKind::Push).then_some(&self.traffic);
+        let request = request.body(Outgoing::new(send.body.clone(), counted)).map_err(|error| Failure {
             error: RegistryError::Protocol { what: target.to_string(), why: error.to_string() },
             sent: false,
             broken: false,

@@ -35,6 +35,7 @@ mod proxy;
 mod push;
 mod target;
 mod tls;
+mod traffic;
 mod wants;
 mod windows;
 
@@ -63,6 +64,7 @@ pub use self::{
     given::Given,
     manifest::{Page, Referrers, lists_manifests},
     proxy::ProxyEnvironment,
+    traffic::Traffic,
     wants::Greeting,
 };
 use crate::{
@@ -224,6 +226,7 @@ struct Inner {
     tokens: Cache<TokenKey, Token>,
     logins: login::Logins,
     next_session: AtomicU64,
+    traffic: Arc<Traffic>,
 }
 
 /// How many transports and tokens are remembered, and how many bytes of sessions; what is forgotten costs a handshake or a 401.
@@ -290,6 +293,7 @@ impl Client {
             tokens: Cache::builder().max_capacity(MAX_TOKENS).expire_after(TokenLife).build(),
             logins: login::Logins::new(config.login.clone()),
             next_session: AtomicU64::new(0),
+            traffic: Arc::default(),
             config,
         })))
     }

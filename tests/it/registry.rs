@@ -213,9 +213,11 @@ async fn a_cut_body_is_resumed_to_the_exact_bytes() {
             if let Some(second) = second.clone() {
                 registry.fault(of(Kind::BlobGet), 1, second);
             }
-            let (result, got) = blob(&client(), &at(&registry), &descriptor).await;
+            let client = client();
+            let (result, got) = blob(&client, &at(&registry), &descriptor).await;
             result.unwrap();
             assert!(got == content, "{name} {reset}");
+            assert_eq!(client.traffic().received(), 200_000, "{name} {reset}: each byte counts once");
         }
     }
 }
@@ -1143,6 +1145,7 @@ async fn pushes_blobs_once_and_manifests() {
     registry.fault(|s: &Seen| s.method == "PUT", 1, Fault::status(503));
     client.push_blob(&at, &repository(), &digest, content.clone(), budget()).await.unwrap();
     assert!(registry.blob("team/app", &digest).unwrap() == content);
+    assert_eq!(client.traffic().sent(), 100_000, "of the second PUT");
     assert!(client.has_blob(&at, &repository(), &digest, budget()).await.unwrap());
     let before = registry.count(Kind::Push);
     client.push_blob(&at, &repository(), &digest, content, budget()).await.unwrap();

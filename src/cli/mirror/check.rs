@@ -19,7 +19,7 @@ use super::{
     super::{
         admin,
         output::{self, Format},
-        usage,
+        redacted, usage,
     },
     CERTS_D, Mirror, client, containerd,
     hosts::{self, FILE, Local, Owner},
@@ -176,7 +176,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// The reference, and the upstream whose it is.
 fn named<'a>(config: &'a Config, text: &str) -> anyhow::Result<(Reference, &'a UpstreamSettings)> {
-    let reference = Reference::parse(text).map_err(|error| usage(format!("--image {text}: {error}")))?;
+    let reference = Reference::parse(text).map_err(|error| usage(format!("--image {}: {error}", redacted(text))))?;
     if reference.selector.is_none() {
         return Err(usage(format!("--image {text}: add a tag or a digest")));
     }

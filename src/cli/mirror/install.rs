@@ -153,8 +153,7 @@ pub fn uninstall(arguments: &Uninstall) -> anyhow::Result<()> {
         done.extend(remove(&folder, arguments.force)?);
     }
     if done.is_empty() && arguments.output == Format::Table {
-        println!("there is nothing in {} that Larder wrote", arguments.dir.display());
-        return Ok(());
+        return output::print(&format!("there is nothing in {} that Larder wrote\n", arguments.dir.display()));
     }
     report(&done, arguments.output, "--force removes them all the same")
 }

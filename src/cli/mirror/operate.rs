@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::super::{
     admin::{Server, message},
     output::{self, Format},
-    usage,
+    redacted, usage,
 };
 use crate::oci::Reference;
 
@@ -92,7 +92,7 @@ impl Platforms {
 impl Image {
     /// Asks; the answer and the reference as the daemon knows it.
     async fn ask(&self, method: Method, what: &str, more: &str, doing: &str) -> anyhow::Result<(String, Value)> {
-        let wrong = |why: String| usage(format!("{:?}: {why}", self.reference));
+        let wrong = |why: String| usage(format!("{:?}: {why}", redacted(&self.reference)));
         let reference = Reference::parse(&self.reference).map_err(|error| wrong(error.to_string()))?;
         if reference.selector.is_none() {
             return Err(wrong("add a tag or a digest".into()));
@@ -127,10 +127,9 @@ impl Image {
 
     fn print(&self, value: &Value, text: &str) -> anyhow::Result<()> {
         match self.output {
-            Format::Table => println!("{text}"),
-            format => output::print_document(value, format)?,
+            Format::Table => output::print(&format!("{text}\n")),
+            format => output::print_document(value, format),
         }
-        Ok(())
     }
 }
 
