@@ -196,6 +196,7 @@ impl Reconciler {
         let mut leadership = shared.leadership.clone();
         let now = leadership.borrow_and_update().clone();
         if !shared.is_recalled() {
+            retention::clear(&shared).await;
             replica::turned(&shared, &now).await;
             shared.synced.send_replace(true);
         }
@@ -241,6 +242,7 @@ impl Reconciler {
                     shared.published.set_partial(false);
                     tracing::info!("the API server has told what there is");
                     let now = leadership.borrow_and_update().clone();
+                    retention::clear(&shared).await;
                     replica::turned(&shared, &now).await;
                     shared.synced.send_replace(true);
                     filler.abort();

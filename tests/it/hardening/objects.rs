@@ -498,6 +498,41 @@ fn an_interval_of_nothing_is_no_schedule_and_none_is_shorter_than_a_second() {
 }
 
 #[test]
+fn what_went_while_nobody_looked_leaves_no_tree() {
+    let upstream = Upstream::start();
+    upstream.push_files(&files(&[("version", "1")]));
+    let root = tempfile::tempdir().unwrap();
+    let write = |file: &str, object: &Value| {
+        crate::support::larder::write_objects(root.path(), file, std::slice::from_ref(object));
+    };
+    for name in ["stays", "goes"] {
+        write(&format!("{name}.yaml"), &object(KIND, NAMESPACE, name, &upstream.url(), &json!({})));
+    }
+    let larder = crate::support::larder::Larder::reconciling(root.path(), &[]);
+    for name in ["stays", "goes"] {
+        larder.wait_ready(KIND, NAMESPACE, name);
+    }
+    let folder = |name: &str| larder.data.join("source").join(NAMESPACE).join(name);
+    let (goes, stays) = (folder("goes"), folder("stays"));
+    let kept: Vec<_> = std::fs::read_dir(&stays).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(goes.is_dir() && kept.len() == 1);
+    assert_eq!(larder.stop(), Some(0));
+    std::fs::remove_file(root.path().join("objects/goes.yaml")).unwrap();
+    // Of an artifact that is not held any more.
+    let stray = stays.join("ab".repeat(32));
+    std::fs::create_dir_all(stray.join("contents/below")).unwrap();
+    let larder = crate::support::larder::Larder::reconciling(root.path(), &[]);
+    eventually("the trees to go", || {
+        let left: Vec<_> = [&goes, &stray].into_iter().filter(|path| path.exists()).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+    assert!(kept[0].join("contents/version").is_file());
+    fetch_artifact(&larder.wait_ready(KIND, NAMESPACE, "stays"));
+    assert_eq!(larder.stop(), Some(0));
+    super::world::verify(root.path());
+}
+
+#[test]
 fn a_registry_that_no_name_service_knows_is_tried_again() {
     let world = World::start(&[]);
     // RFC 6761, section 6.4: nobody knows a name below `invalid`.
