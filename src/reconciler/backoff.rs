@@ -29,8 +29,8 @@ impl Backoff {
     }
 }
 
-/// An interval as it is kept to: a second at least, whoever asks for less. Without one (0, which requeues nothing in Flux)
-/// there is no pass but for a change or a request.
+/// An interval as it is kept to: a second at least, whoever asks for less. Without one (0, which requeues nothing in
+/// Flux) there is no pass but for a change or a request.
 pub fn periodic(interval: Duration) -> Option<Duration> {
     (!interval.is_zero()).then(|| interval.max(SHORTEST))
 }
