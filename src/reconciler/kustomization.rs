@@ -369,7 +369,8 @@ fn source(shared: &Arc<Shared>, object: &Object, spec: &KustomizationSpec) -> Re
     })?;
     let key = Key::new(kind, namespace, &reference.name);
     let state = shared.lock();
-    let entry = state.objects.get(&key).ok_or_else(|| waiting(format!("Source '{key}' not found")))?;
+    let entry =
+        state.objects.get(&key).ok_or_else(|| waiting(format!("Source '{key}' not found{}", shared.selected())))?;
     entry
         .status
         .artifact

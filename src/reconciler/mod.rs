@@ -348,6 +348,12 @@ impl Shared {
         self.recalled.load(Ordering::Acquire)
     }
 
+    /// What is added to a message that something is not there: it may be, and not be watched.
+    fn selected(&self) -> String {
+        let among = |selector| format!(" among the objects that --watch-label-selector '{selector}' selects");
+        self.backend.selector().map(among).unwrap_or_default()
+    }
+
     /// Returns when all objects that were there at the start are members of their groups: else the first of ten objects on
     /// one tag would be probed for alone.
     async fn synced(&self) {

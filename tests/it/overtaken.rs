@@ -237,6 +237,23 @@ fn a_dependency_of_another_shard_is_asked_for() {
 }
 
 #[test]
+fn a_source_that_the_selector_leaves_out_is_not_said_to_be_missing() {
+    let api = Scripted(ApiServer::start());
+    let stage = Stage::new(&api);
+    source(&stage, &maps(&["a"]));
+    let labels = json!({ "labels": { "sharding.fluxcd.io/key": "larder" } });
+    let wanted = with(kustomization("app", json!({})), "/metadata", labels);
+    api.create(&wanted);
+    let _larder = stage.serve(&["--watch-label-selector", "sharding.fluxcd.io/key=larder"]);
+    let waiting = stage.failed(&path_of(&wanted), "Ready", "ArtifactFailed");
+    assert_eq!(
+        condition_of(&waiting, "Ready")["message"],
+        "Source 'OCIRepository/default/app' not found among the objects that --watch-label-selector \
+         'sharding.fluxcd.io/key=larder' selects"
+    );
+}
+
+#[test]
 fn what_is_healthy_by_name_is_not_all_that_there_is() {
     let api = Scripted(ApiServer::start());
     let stage = Stage::new(&api);

@@ -311,6 +311,10 @@ impl Backend for Cluster {
         self
     }
 
+    fn selector(&self) -> Option<&str> {
+        self.inner.settings.selector.as_deref().filter(|selector| !selector.is_empty())
+    }
+
     fn claim<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {
         Box::pin(write::claim(&self.inner, key))
     }
