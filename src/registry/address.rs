@@ -197,6 +197,15 @@ impl Rules {
     }
 }
 
+/// Whether a registry may be named at all where no rule is set beside those for everybody; else why not. `api_servers`: hosts with
+/// ports.
+///
+/// # Errors
+/// Why not.
+pub fn permits_by_name(registry: &Registry, api_servers: &[String]) -> Result<(), &'static str> {
+    Rules::new(&[], &[], api_servers).map_or(Ok(()), |rules| rules.check_name(registry))
+}
+
 /// Whether a redirect from `address` may lead to private addresses.
 pub(super) fn is_private(address: IpAddr) -> bool {
     matches!(kind(carried(address).unwrap_or(address)), Kind::Private | Kind::Loopback)

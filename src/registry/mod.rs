@@ -55,6 +55,7 @@ use self::{
     connect::{Limits, Profile},
 };
 pub use self::{
+    address::permits_by_name,
     blob::Transfer,
     docker_config::DockerConfig,
     error::{RegistryError, SetupError},

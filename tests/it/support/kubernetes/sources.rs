@@ -137,7 +137,10 @@ pub fn what_is_not_larders_is_left_strictly_alone(api: &impl Kubernetes) {
     let index = object("HelmRepository", "index", json!({ "url": "https://charts.example.com", "interval": "1m" }));
     let theirs = stage.oci_repository("theirs", "team/app", json!({}));
     let ours = stage.oci_repository("ours", "team/app", json!({}));
-    for object in [label(git), label(index), theirs.clone(), label(ours.clone())] {
+    let spec = json!({ "chart": "c", "interval": "1m", "sourceRef": { "kind": "HelmRepository", "name": "index" } });
+    let chart =
+        with(label(object("HelmChart", "chart", spec)), "/metadata", json!({ "finalizers": ["finalizers.fluxcd.io"] }));
+    for object in [label(git), label(index), chart.clone(), theirs.clone(), label(ours.clone())] {
         api.create(&object);
     }
     let larder = stage.serve(&["--watch-label-selector", "sharding.fluxcd.io/key=larder"]);
@@ -146,6 +149,12 @@ pub fn what_is_not_larders_is_left_strictly_alone(api: &impl Kubernetes) {
     let foreign: Vec<String> =
         api.writes().into_iter().filter(|line| !line.ends_with("/ours") && !line.contains("events")).collect();
     assert_eq!(foreign, [] as [String; 0]);
+    assert_eq!(api.events("HelmChart", "chart"), [], "its HelmRepository is one over HTTP");
+    api.delete(&path_of(&chart));
+    a_moment();
+    let going = api.get(&path_of(&chart)).expect("Flux's source-controller ends it");
+    assert_eq!(going["metadata"]["finalizers"], json!(["finalizers.fluxcd.io"]));
+    api.patch(&path_of(&chart), &json!({ "metadata": { "finalizers": null } }));
     // Its label comes and goes, and with it Larder; the finalizer stays for whoever looks after it then.
     api.patch(&path_of(&theirs), &json!({ "metadata": { "labels": { "sharding.fluxcd.io/key": "larder" } } }));
     stage.ready(&path_of(&theirs));
