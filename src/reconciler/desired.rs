@@ -139,8 +139,8 @@ pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desire
     common(shared, object, asked, None).await.map(Some)
 }
 
-/// What a spec alone shows, of [`read`]: whether there is anything to fetch for the object. `find` finds a HelmRepository,
-/// `permits` knows which registries must not be contacted.
+/// What a spec alone shows, of [`read`]: whether there is anything to fetch for the object. `find` finds a
+/// HelmRepository, `permits` knows which registries must not be contacted.
 pub fn examine(
     object: &Object,
     find: impl Fn(&Key) -> Option<Arc<Object>>,

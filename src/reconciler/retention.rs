@@ -2,8 +2,8 @@
 //! [`super::Config::retention_records`] of each object, so that whoever read a status a moment ago still finds its URL.
 //! Their unpacked contents have no URL: they stay for the first of these two only.
 //!
-//! What is superseded is not written down: after a restart the trees on disk tell, and their time begins anew. Those that are
-//! nobody's by then go ([`clear`]).
+//! What is superseded is not written down: after a restart the trees on disk tell, and their time begins anew. Those that
+//! are nobody's by then go ([`clear`]).
 
 use std::{
     sync::Arc,
@@ -141,9 +141,9 @@ pub async fn sweep(shared: Arc<Shared>) {
     }
 }
 
-/// After a start: takes the trees away that no status names, and that are not kept beside one; those of objects that went while
-/// nobody looked, of a superseded chart, of an artifact that is not held. It is to be known what there is, and no pass may be
-/// under way: it could be about to name one.
+/// After a start: takes the trees away that no status names, and that are not kept beside one; those of objects that went
+/// while nobody looked, of a superseded chart, of an artifact that is not held. It is to be known what there is, and no
+/// pass may be under way: it could be about to name one.
 pub async fn clear(shared: &Arc<Shared>) {
     let store = shared.puller.store().clone();
     let found = blocking::io(move || {

@@ -197,8 +197,8 @@ impl Rules {
     }
 }
 
-/// Whether a registry may be named at all where no rule is set beside those for everybody; else why not. `api_servers`: hosts with
-/// ports.
+/// Whether a registry may be named at all where no rule is set beside those for everybody; else why not. `api_servers`:
+/// hosts with ports.
 ///
 /// # Errors
 /// Why not.

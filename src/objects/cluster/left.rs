@@ -1,8 +1,8 @@
 //! Objects that were Larder's and are not any more: GitRepositories whose URL is not `oci://` now.
 //!
-//! What Larder wrote of one is taken back: nobody else may do so where no source-controller of Flux runs, and a deletion would
-//! wait for good. Flux's finalizer has the same name, so an object counts only as long as its status names an artifact that
-//! Larder made; it is left alone afterwards.
+//! What Larder wrote of one is taken back: nobody else may do so where no source-controller of Flux runs, and a deletion
+//! would wait for good. Flux's finalizer has the same name, so an object counts only as long as its status names an
+//! artifact that Larder made; it is left alone afterwards.
 
 use std::{sync::Arc, time::Duration};
 
@@ -50,12 +50,13 @@ pub async fn take_back(inner: Arc<Inner>) {
 
 async fn has_taken_back(inner: &Inner, key: &Key) -> bool {
     match write::take_back(inner, key).await {
-        Ok(()) => {
+        Ok(false) => true,
+        Ok(true) => {
             tracing::info!(%key, "its URL is not oci:// any more: what was written of it is taken back");
             true
         }
         Err(error) => {
-            tracing::warn!(%key, error = chain(&error), "what was written of it cannot be taken back; it is tried again");
+            tracing::warn!(%key, error = chain(&error), "what was written of it cannot be taken back yet; again soon");
             inner.state().left.insert(key.clone());
             false
         }

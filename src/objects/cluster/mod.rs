@@ -1,9 +1,10 @@
 //! Objects from a Kubernetes cluster (`--kubernetes`): Flux's own kinds, as they are.
 //!
 //! **Promise.** Only objects that are Larder's are touched: those of the watched kinds that the label selector names, of
-//! GitRepositories those with an `oci://` URL; of one that has another URL now, what Larder wrote is taken back ([`left`]).
-//! Of them only finalizers and statuses are written, and only by the replica that leads (by a Lease). A status is written as what changed in it, so that fields of others stay. Secrets, ServiceAccounts
-//! and ConfigMaps are read one by one, by name; they are never listed.
+//! GitRepositories those with an `oci://` URL; of one that has another URL now, what Larder wrote is taken back (`left`).
+//! Of them only finalizers and statuses are written, and only by the replica that leads (by a Lease). A status is
+//! written as what changed in it, so that fields of others stay. Secrets, ServiceAccounts and ConfigMaps are read one by
+//! one, by name; they are never listed.
 //!
 //! **Calls.** One list and one watch a kind. A first pass costs a patch for the finalizer, one for the status and an event; a
 //! pass without a change costs nothing. Secrets are remembered for ten seconds, so that a thousand objects with one Secret cost

@@ -153,21 +153,22 @@ pub async fn status(inner: &Inner, key: &Key, status: &Status) -> Result<(), Bac
     Err(BackendError::Api(format!("cannot write the status of {key}: others write it all the time")))
 }
 
-/// Takes back what was written of an object that is not Larder's any more: its finalizer, and then its status, by which it is
-/// known until then that there is something to take back.
-pub async fn take_back(inner: &Inner, key: &Key) -> Result<(), BackendError> {
+/// Takes back what was written of an object that is not Larder's any more: its finalizer, and then its status, by which
+/// it is known until then that there is something to take back. Whether there was.
+pub async fn take_back(inner: &Inner, key: &Key) -> Result<bool, BackendError> {
     let whole = path(key.kind, &key.namespace, &key.name);
+    let mut done = false;
     for _ in 0..ATTEMPTS {
         if !inner.is_leading() {
             return Err(not_leading());
         }
         let found = inner.get(&whole).await.map_err(|e| BackendError::api("read", &key.to_string(), &e))?;
-        let Some(Ok(shown)) = found.map(serde_json::from_value) else { return Ok(()) };
-        let Ok(seen) = known::read(key.kind, shown) else { return Ok(()) };
+        let Some(Ok(shown)) = found.map(serde_json::from_value) else { return Ok(done) };
+        let Ok(seen) = known::read(key.kind, shown) else { return Ok(done) };
         if !left::is_left(&seen) {
-            return Ok(());
+            return Ok(done);
         }
-        // It holds for what was looked at: an artifact that somebody else stored meanwhile is theirs, and so is the finalizer.
+        // It holds for what was looked at: an artifact that somebody else stored meanwhile is theirs, as the finalizer.
         let version = &seen.version;
         let (path, body, is_last) = if seen.is_claimed() {
             let rest: Vec<&String> = seen.object.metadata.finalizers.iter().filter(|f| *f != FINALIZER).collect();
@@ -178,9 +179,9 @@ pub async fn take_back(inner: &Inner, key: &Key) -> Result<(), BackendError> {
             (format!("{whole}/status"), body, true)
         };
         match patch(inner, &path, &body).await {
-            Ok(_) if is_last => return Ok(()),
-            Ok(_) => {}
-            Err(error) if error.is_not_found() => return Ok(()),
+            Ok(_) if is_last => return Ok(true),
+            Ok(_) => done = true,
+            Err(error) if error.is_not_found() => return Ok(done),
             Err(error) if error.is_conflict() => {}
             Err(error) => return Err(BackendError::api("let go", &key.to_string(), &error)),
         }

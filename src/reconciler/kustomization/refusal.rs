@@ -35,8 +35,8 @@ fn unsupported(
             expressions,
             // Not InvalidCELExpression, which says that the expression is wrong.
             "ReconciliationFailed",
-            "spec.healthCheckExprs and spec.dependsOn[].readyExpr: CEL expressions are not evaluated in this version; use \
-             spec.wait or spec.healthChecks, and dependsOn without readyExpr",
+            "spec.healthCheckExprs and spec.dependsOn[].readyExpr: CEL expressions are not evaluated in this version; \
+             use spec.wait or spec.healthChecks, and dependsOn without readyExpr",
         ),
         (
             spec.is_remote(),

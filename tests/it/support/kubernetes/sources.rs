@@ -201,9 +201,10 @@ pub fn a_git_repository_that_leaves_oci_is_let_go(api: &impl Kubernetes) {
     // Flux's own has the same finalizer.
     let fluxs = with(git("fluxs", elsewhere), "/metadata", json!({ "finalizers": ["finalizers.fluxcd.io"] }));
     api.create(&fluxs);
-    let file = "gitrepository/default/fluxs/0123456789012345678901234567890123456789.tar.gz";
-    let artifact = json!({ "digest": sha256(b"as Flux packs it"), "lastUpdateTime": "2026-01-02T03:04:05Z", "path": file,
-        "revision": "main@sha1:0123456789012345678901234567890123456789", "size": 16, "url": format!("http://source/{file}") });
+    let commit = "0123456789012345678901234567890123456789";
+    let file = format!("gitrepository/default/fluxs/{commit}.tar.gz");
+    let artifact = json!({ "digest": sha256(b"as Flux packs it"), "lastUpdateTime": "2026-01-02T03:04:05Z",
+        "path": file, "revision": format!("main@sha1:{commit}"), "size": 16, "url": format!("http://source/{file}") });
     let theirs = api.patch(&format!("{}/status", path_of(&fluxs)), &json!({ "status": { "artifact": artifact } }));
     let larder = stage.serve(&[]);
     stage.ready(&path_of(&changed));
