@@ -143,7 +143,7 @@ pub(super) fn together(settings: &Settings) -> Vec<ConfigError> {
     let mut registries = HashSet::new();
     let [allow, deny] = [&settings.egress_allow, &settings.egress_deny]
         .map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>());
-    let permits = |at: &oci::Registry| registry::permits(&allow, &deny, at);
+    let permits = |at: &oci::Registry| registry::permits(&allow, &deny, &[], at);
     for upstream in settings.upstreams.iter().filter(|upstream| !flagged.contains(&upstream.host)) {
         if let Err(error) = mirrored(upstream, &mut registries, permits) {
             wrong(format!("upstreams: {error}"));

@@ -17,6 +17,7 @@ use crate::{
         survey,
     },
     reconciler::report,
+    registry,
 };
 
 /// How long a pass over a source may last before its status says that it is under way.
@@ -113,15 +114,20 @@ async fn name(config: &Config, hostname: &str) -> String {
 /// # Errors
 /// Where they cannot be read at all.
 pub async fn migration_report(objects: Option<&Path>) -> Result<MigrationReport, ReportError> {
-    let survey = match objects {
+    let (survey, api_server) = match objects {
         Some(directory) => {
             let (directory, shown) = (directory.to_owned(), directory.display().to_string());
             let read = blocking::io(move || survey::of_directory(&directory)).await;
-            read.map_err(|source| ReportError::Directory { place: shown, source })?
+            (read.map_err(|source| ReportError::Directory { place: shown, source })?, None)
         }
-        None => survey::of_cluster(connect().await?.client).await.map_err(ReportError::Away)?,
+        None => {
+            let way = connect().await?;
+            (survey::of_cluster(way.client).await.map_err(ReportError::Away)?, way.api_server)
+        }
     };
-    Ok(MigrationReport { lines: report::judge(&survey.items), errors: survey.errors })
+    let api_servers = Vec::from_iter(api_server);
+    let permits = |registry: &_| registry::permits(&[], &[], &api_servers, registry);
+    Ok(MigrationReport { lines: report::judge(&survey.items, &permits), errors: survey.errors })
 }
 
 /// What [`migration_report`] found.

@@ -386,6 +386,10 @@ pub trait Backend: Send + Sync + 'static {
     }
     /// What objects refer to.
     fn references(&self) -> &dyn References;
+    /// Which labels alone are watched (`--watch-label-selector`).
+    fn selector(&self) -> Option<&str> {
+        None
+    }
     /// Gives back, at an orderly end, what another process would wait for.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(750);
 const LAST: Duration = Duration::from_secs(15 * 60);
+/// The shortest interval that is kept to.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// When nothing is due by time.
+pub const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Doubling delays from 750 ms to 15 min.
 #[derive(Debug, Default)]
@@ -25,6 +29,12 @@ impl Backoff {
     }
 }
 
+/// An interval as it is kept to: a second at least, whoever asks for less. Without one (0, which requeues nothing in
+/// Flux) there is no pass but for a change or a request.
+pub fn periodic(interval: Duration) -> Option<Duration> {
+    (!interval.is_zero()).then(|| interval.max(SHORTEST))
+}
+
 /// An interval, 5 % longer or shorter by chance (`--interval-jitter-percentage=5`).
 pub fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.95 + fastrand::f64() / 10.0)
@@ -33,6 +43,12 @@ pub fn jittered(interval: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_interval_is_shorter_than_a_second_and_nothing_is_none() {
+        let kept = |millis| periodic(Duration::from_millis(millis)).map(|interval| interval.as_millis());
+        assert_eq!([0, 1, 999, 1_500].map(kept), [None, Some(1_000), Some(1_000), Some(1_500)]);
+    }
 
     #[test]
     fn doubles_up_to_a_quarter_of_an_hour_and_begins_anew() {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{KEEP_AGAIN, Shared, backoff, kustomization, retention};
+use super::{KEEP_AGAIN, Shared, backoff, desired, kustomization, retention};
 use crate::{
     blocking, metrics,
-    objects::{BoxFuture, Event, HelmChartSpec, Key, Kind, Object, Spec, Status},
+    objects::{Artifact, BoxFuture, Event, HelmChartSpec, Key, Kind, Object, Spec, Status},
 };
 
 impl Shared {
@@ -17,21 +17,26 @@ impl Shared {
                 let Some(applier) = &self.config.applier else { return self.remove(key).await };
                 kustomization::end(self, applier, &object, spec).await;
             }
-            // source-controller's, which has something to clear away.
-            Spec::HelmChart(spec) if self.is_anothers(&object, spec) => {}
+            Spec::HelmChart(spec) => {
+                // Else source-controller's, which has something to clear away.
+                if !self.is_anothers(&object, spec).await {
+                    self.remove(key).await;
+                }
+            }
             _ => self.remove(key).await,
         }
     }
 
     /// Whether a chart is source-controller's: what is in its status tells, or else the kind of its repository.
-    fn is_anothers(&self, object: &Object, spec: &HelmChartSpec) -> bool {
-        let state = self.lock();
-        if let Some(artifact) = state.objects.get(&object.key).and_then(|e| e.status.artifact.as_ref()) {
-            return !artifact.is_larders();
+    async fn is_anothers(&self, object: &Object, spec: &HelmChartSpec) -> bool {
+        let larders = {
+            let state = self.lock();
+            state.objects.get(&object.key).and_then(|e| e.status.artifact.as_ref()).map(Artifact::is_larders)
+        };
+        match larders {
+            Some(larders) => !larders,
+            None => desired::is_of_anothers(self, object, spec).await,
         }
-        let repository = Key::new(Kind::HelmRepository, &object.key.namespace, &spec.source_ref.name);
-        let known = state.objects.get(&repository).map(|e| &e.object.spec);
-        matches!(known, Some(Spec::HelmRepository(repository)) if repository.kind.as_deref() != Some("oci"))
     }
 
     /// Forgets an object, and with it its artifacts, tree, rendered file and status.

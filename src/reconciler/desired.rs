@@ -13,7 +13,7 @@ use crate::{
         source::{LayerSelector, Verification},
         view::{self, DEFAULT_TIMEOUT, as_source},
     },
-    oci::{Reference, ReferenceError, media_type, version::exact_chart_tag},
+    oci::{Reference, ReferenceError, Registry, media_type, version::exact_chart_tag},
     pull::{Target, Wanted, Way},
     registry::{Endpoint, Proxy, Transport},
     secret::Secret,
@@ -77,6 +77,11 @@ impl Refused {
         Self::spec("URLInvalid", Class::Spec, format!("spec.url: {error}"))
     }
 
+    fn contact(registry: &Registry, why: &str) -> Self {
+        let message = format!("spec.url: {registry} must not be contacted: {why}");
+        Self::spec("URLInvalid", Class::Policy, message)
+    }
+
     fn chart(message: String) -> Self {
         Self { condition: kinds::BUILD_FAILED, ..Self::spec("InvalidChartReference", Class::Spec, message) }
     }
@@ -122,8 +127,11 @@ pub(super) struct Asked<'a> {
 /// Reads an object; `None` where there is nothing to fetch for it.
 pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desired>, Refused> {
     if let Spec::HelmChart(spec) = &object.spec {
-        let repository =
-            chart_repository(object, spec, |key| shared.lock().objects.get(key).map(|e| Arc::clone(&e.object)))?;
+        let known = |key: &Key| shared.lock().objects.get(key).map(|e| Arc::clone(&e.object));
+        let repository = match chart_repository(object, spec, known) {
+            Err(missing) if !missing.is_stalled() && is_of_anothers(shared, object, spec).await => return Ok(None),
+            found => found?,
+        };
         let Some((asked, wanted)) = of_chart(object, spec, &repository)? else { return Ok(None) };
         return common(shared, object, asked, Some(wanted)).await.map(Some);
     }
@@ -131,8 +139,13 @@ pub async fn read(shared: &Arc<Shared>, object: &Object) -> Result<Option<Desire
     common(shared, object, asked, None).await.map(Some)
 }
 
-/// What a spec alone shows, of [`read`]: whether there is anything to fetch for the object. `find` finds a HelmRepository.
-pub fn examine(object: &Object, find: impl Fn(&Key) -> Option<Arc<Object>>) -> Result<bool, Refused> {
+/// What a spec alone shows, of [`read`]: whether there is anything to fetch for the object. `find` finds a
+/// HelmRepository, `permits` knows which registries must not be contacted.
+pub fn examine(
+    object: &Object,
+    find: impl Fn(&Key) -> Option<Arc<Object>>,
+    permits: impl Fn(&Registry) -> Result<(), &'static str>,
+) -> Result<bool, Refused> {
     let repository;
     let (asked, chart) = if let Spec::HelmChart(spec) = &object.spec {
         repository = chart_repository(object, spec, find)?;
@@ -146,7 +159,8 @@ pub fn examine(object: &Object, find: impl Fn(&Key) -> Option<Arc<Object>>) -> R
             None => return Ok(false),
         }
     };
-    asked.reference.as_ref().map_err(Refused::url)?;
+    let reference = asked.reference.as_ref().map_err(Refused::url)?;
+    permits(&reference.registry).map_err(|why| Refused::contact(&reference.registry, why))?;
     asked.verify.map_or(Ok(()), |verify| verification::acceptable(verify, chart))?;
     credentials::acceptable(&asked)?;
     Ok(true)
@@ -179,6 +193,20 @@ fn of_source(object: &Object) -> Result<Option<Asked<'_>>, Refused> {
         plain_secret: object.key.kind == Kind::GitRepository,
     };
     Ok(Some(asked))
+}
+
+/// Whether a chart's HelmRepository is there and not Larder's. A cluster tells only of those that are of type oci.
+pub async fn is_of_anothers(shared: &Shared, object: &Object, spec: &HelmChartSpec) -> bool {
+    let key = Key::new(Kind::HelmRepository, &object.key.namespace, &spec.source_ref.name);
+    if spec.source_ref.kind != Kind::HelmRepository.name() {
+        return false;
+    }
+    let known = shared.lock().objects.get(&key).map(|e| Arc::clone(&e.object));
+    let repository = match known {
+        Some(repository) => Some(repository),
+        None => shared.backend.references().object(&key).await.ok().flatten().map(|(repository, _)| repository),
+    };
+    repository.is_some_and(|repository| !repository.is_ours())
 }
 
 /// The HelmRepository of a chart.
@@ -262,10 +290,7 @@ async fn common(
     chart: Option<helm::WantedChart>,
 ) -> Result<Desired, Refused> {
     let reference = asked.reference.clone().map_err(|e| Refused::url(&e))?;
-    if let Err(why) = shared.puller.permits(&reference.registry) {
-        let message = format!("spec.url: {} must not be contacted: {why}", reference.registry);
-        return Err(Refused::spec("URLInvalid", Class::Policy, message));
-    }
+    shared.puller.permits(&reference.registry).map_err(|why| Refused::contact(&reference.registry, why))?;
     if asked.insecure && !shared.config.insecure_allowed {
         let message = "spec.insecure: this installation forbids connections without TLS (--insecure-allow-http=false)";
         return Err(Refused::spec("InsecureConnectionsDisallowed", Class::Policy, message));

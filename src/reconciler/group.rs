@@ -15,7 +15,13 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Shared, backoff::Backoff, failure::Failure, lanes::Work, source};
+use super::{
+    Shared,
+    backoff::{Backoff, NEVER, jittered, periodic},
+    failure::Failure,
+    lanes::Work,
+    source,
+};
 use crate::{
     class::{Class, Retry},
     objects::Key,
@@ -255,12 +261,12 @@ async fn refresh(shared: &Arc<Shared>, group: &Arc<Group>) {
 fn kept(shared: &Shared, group: &Group) -> Instant {
     let now = Instant::now();
     let Some((target, age)) = shared.probes.take(shared.puller.grants(), &group.route) else { return now };
-    let rest = interval(group).saturating_sub(age);
+    let rest = interval(group).unwrap_or_default().saturating_sub(age);
     if rest.is_zero() {
         return now;
     }
     group.lock().last = Some(target);
-    now + super::backoff::jittered(rest)
+    now + jittered(rest)
 }
 
 /// The word by which somebody asked for a pass over an object.
@@ -295,25 +301,26 @@ async fn probe(shared: &Shared, group: &Group, requested: bool, timeout: Duratio
 
 /// How long until the next probe.
 fn next(group: &Group, failure: Option<&Failure>, backoff: &mut Backoff) -> Duration {
+    let interval = interval(group);
     match failure {
         Some(failure) if failure.class().retry() == Retry::Backoff => {
             let wait = backoff.next_delay();
             failure.retry_after().map_or(wait, |stated| stated.max(wait))
         }
         // A signature may follow in a moment. Others on the same tag are not kept waiting for it.
-        Some(failure) if failure.is_verification() => {
-            backoff.next_delay().min(super::backoff::jittered(interval(group)))
-        }
+        Some(failure) if failure.is_verification() => backoff.next_delay().min(interval.map_or(NEVER, jittered)),
+        // No interval brings the next one.
+        Some(failure) if interval.is_none() && !failure.is_stalled() => backoff.next_delay(),
         _ => {
             backoff.reset();
-            super::backoff::jittered(interval(group))
+            interval.map_or(NEVER, jittered)
         }
     }
 }
 
-/// The shortest among the members.
-fn interval(group: &Group) -> Duration {
-    group.lock().members.values().map(|m| m.demand.interval).min().unwrap_or(Duration::from_secs(60))
+/// The shortest among the members, of those that have one.
+fn interval(group: &Group) -> Option<Duration> {
+    group.lock().members.values().filter_map(|m| periodic(m.demand.interval)).min()
 }
 
 #[cfg(test)]

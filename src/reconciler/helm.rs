@@ -16,11 +16,15 @@ use crate::{
     },
     class::{Class, chain},
     objects::condition::kinds,
+    oci::version::Version,
     store::{Blob, Durability, Store},
 };
 
 /// The largest Chart.yaml or values file that is read, in bytes (Flux's `--helm-chart-file-max-size`).
 const MAX_FILE: u64 = 5 << 20;
+
+/// The longest name and version of a chart, in bytes.
+const MAX_FIELD: usize = 128;
 
 /// What a HelmChart asks for beyond its layer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -109,16 +113,25 @@ fn describe(tree: &Tree) -> Result<(String, Chart, Value), Failure> {
     }
     let metadata = read(tree, &format!("{root}/Chart.yaml"))?.ok_or_else(|| wrong("Chart.yaml is missing"))?;
     let field = |name: &str| match metadata[name].as_str() {
-        // Both become part of a path.
-        Some(text)
-            if !text.is_empty() && !text.starts_with('.') && !text.contains(['/', '\\']) && text.len() <= 128 =>
-        {
-            Ok(text.to_string())
-        }
-        _ => Err(wrong(&format!("Chart.yaml has no usable {name}"))),
+        // Both become part of a path, and of a URL.
+        Some(text) if !text.is_empty() && text.len() <= MAX_FIELD => Ok(text),
+        Some(text) if !text.is_empty() => Err(wrong(&format!("the {name} in Chart.yaml is over {MAX_FIELD} bytes"))),
+        _ => Err(wrong(&format!("Chart.yaml has no {name}"))),
     };
-    let chart = Chart { name: field("name")?, version: field("version")? };
+    let (name, version) = (field("name")?, field("version")?);
+    if !is_name(name) {
+        let rule = "letters, digits, '.', '_' and '-', and no '.' at the beginning";
+        return Err(wrong(&format!("the name {name:?} in Chart.yaml is not a chart's: {rule}")));
+    }
+    version.parse::<Version>().map_err(|error| wrong(&format!("the version in Chart.yaml: {error}")))?;
+    let chart = Chart { name: name.to_owned(), version: version.to_owned() };
     Ok((root, chart, metadata))
+}
+
+/// Whether a chart may be called so: Helm's `^[a-zA-Z0-9._-]+$`, and no hidden file.
+fn is_name(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    !text.is_empty() && !text.starts_with('.') && text.bytes().all(allowed)
 }
 
 /// A YAML file of the chart; `None` if there is none.

@@ -13,7 +13,10 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Shared, backoff::jittered};
+use super::{
+    Shared,
+    backoff::{Backoff, NEVER, jittered, periodic},
+};
 use crate::{
     apply::{
         cluster::{ApplyError, Log},
@@ -100,12 +103,13 @@ async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<W
             Err(_) => {}
         }
     }
+    let mut backoff = Backoff::default();
     loop {
         while let Ok(wake) = wakes.try_recv() {
             asked.take(wake);
         }
         // Boxed, so that a Kustomization that waits does not hold the room of one that is brought up.
-        let due = Instant::now() + Box::pin(pass(&shared, &key, &asked)).await;
+        let due = Instant::now() + Box::pin(pass(&shared, &key, &asked, &mut backoff)).await;
         asked.answer();
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
@@ -179,19 +183,19 @@ impl Blocked {
 }
 
 /// One pass; how long until the next.
-async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked) -> Duration {
+async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked, backoff: &mut Backoff) -> Duration {
     let started = Instant::now();
     let Some((object, before)) = shared.lock().objects.get(key).map(|e| (Arc::clone(&e.object), e.status.clone()))
     else {
         return REQUEUE_DEPENDENCY;
     };
     let Spec::Kustomization(spec) = &object.spec else { return REQUEUE_DEPENDENCY };
-    let interval = match shared.config.applier {
-        Some(_) => cluster::due(spec.interval.get()),
-        None => jittered(spec.interval.get()),
-    };
+    let interval = periodic(spec.interval.get()).map(|interval| match shared.config.applier {
+        Some(_) => cluster::due(interval),
+        None => jittered(interval),
+    });
     if spec.suspend || is_anothers(shared, &object, spec) {
-        return interval;
+        return interval.unwrap_or(NEVER);
     }
     if let Err(error) = shared.backend.claim(key).await {
         tracing::warn!(%key, %error, "cannot hold the object; it is tried again");
@@ -205,12 +209,19 @@ async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked) -> Duration {
     let class = result.as_ref().err().map(Blocked::class);
     shared.conclude(&object, status, events).await;
     metrics::reconciled(key.kind.name(), &key.namespace, &key.name, class, started.elapsed().as_secs_f64());
+    let retry = spec.retry_interval.as_ref().and_then(|retry| periodic(retry.get())).map(jittered);
     match result {
-        Ok(_) => interval,
-        Err(Blocked::Waiting { .. }) => REQUEUE_DEPENDENCY.min(interval),
+        Ok(_) => {
+            backoff.reset();
+            interval.unwrap_or(NEVER)
+        }
+        Err(Blocked::Waiting { .. }) => {
+            interval.map_or(REQUEUE_DEPENDENCY, |interval| REQUEUE_DEPENDENCY.min(interval))
+        }
         // Something newer is there already, or somebody else's turn.
         Err(Blocked::Apply(ApplyError::Canceled)) => AFTER_CANCEL,
-        Err(_) => spec.retry_interval.as_ref().map_or(interval, |retry| jittered(retry.get())),
+        Err(Blocked::Refused { .. }) => retry.or(interval).unwrap_or(NEVER),
+        Err(_) => retry.or(interval).unwrap_or_else(|| backoff.next_delay()),
     }
 }
 
@@ -358,7 +369,8 @@ fn source(shared: &Arc<Shared>, object: &Object, spec: &KustomizationSpec) -> Re
     })?;
     let key = Key::new(kind, namespace, &reference.name);
     let state = shared.lock();
-    let entry = state.objects.get(&key).ok_or_else(|| waiting(format!("Source '{key}' not found")))?;
+    let entry =
+        state.objects.get(&key).ok_or_else(|| waiting(format!("Source '{key}' not found{}", shared.selected())))?;
     entry
         .status
         .artifact

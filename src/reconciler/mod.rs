@@ -196,6 +196,7 @@ impl Reconciler {
         let mut leadership = shared.leadership.clone();
         let now = leadership.borrow_and_update().clone();
         if !shared.is_recalled() {
+            retention::clear(&shared).await;
             replica::turned(&shared, &now).await;
             shared.synced.send_replace(true);
         }
@@ -241,6 +242,7 @@ impl Reconciler {
                     shared.published.set_partial(false);
                     tracing::info!("the API server has told what there is");
                     let now = leadership.borrow_and_update().clone();
+                    retention::clear(&shared).await;
                     replica::turned(&shared, &now).await;
                     shared.synced.send_replace(true);
                     filler.abort();
@@ -344,6 +346,12 @@ impl Shared {
 
     fn is_recalled(&self) -> bool {
         self.recalled.load(Ordering::Acquire)
+    }
+
+    /// What is added to a message that something is not there: it may be, and not be watched.
+    fn selected(&self) -> String {
+        let among = |selector| format!(" among the objects that --watch-label-selector '{selector}' selects");
+        self.backend.selector().map(among).unwrap_or_default()
     }
 
     /// Returns when all objects that were there at the start are members of their groups: else the first of ten objects on

@@ -7,10 +7,16 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
-use super::{desired, kustomization};
-use crate::objects::{
-    Artifact, Key, Kind, Object, Spec, Status,
-    survey::{Found, Item, by_key},
+use super::{
+    desired::{self, Refused},
+    kustomization,
+};
+use crate::{
+    objects::{
+        Artifact, Key, Kind, Object, Spec, Status,
+        survey::{Found, Item, by_key},
+    },
+    oci::Registry,
 };
 
 /// What becomes of an object, in one word.
@@ -56,22 +62,35 @@ pub struct Line {
     pub name: String,
     /// In one word.
     pub verdict: Verdict,
-    /// Why; nothing where it is the same.
+    /// Why; where it is the same, at most what it waits for.
     pub why: Vec<String>,
 }
 
 type Judged = (Verdict, Vec<String>);
 
-/// Judges all objects, in their order.
-pub fn judge(items: &[Item]) -> Vec<Line> {
-    let all = by_key(items);
+/// What objects are judged by.
+struct Known<'a> {
+    all: BTreeMap<Key, Arc<Object>>,
+    permits: &'a dyn Fn(&Registry) -> Result<(), &'static str>,
+}
+
+impl Known<'_> {
+    /// Whether there is anything to fetch for an object.
+    fn examine(&self, object: &Object) -> Result<bool, Refused> {
+        desired::examine(object, |key| self.all.get(key).map(Arc::clone), self.permits)
+    }
+}
+
+/// Judges all objects, in their order. `permits` knows which registries must not be contacted.
+pub fn judge(items: &[Item], permits: &dyn Fn(&Registry) -> Result<(), &'static str>) -> Vec<Line> {
+    let known = Known { all: by_key(items), permits };
     let line = |item: &Item| {
         let (verdict, why) = match &item.found {
-            Found::Other(spec) => (Verdict::NotTaken, vec![other(item, spec, &all)]),
+            Found::Other(spec) => (Verdict::NotTaken, vec![other(item, spec, &known)]),
             Found::Unreadable(error) => (Verdict::Refused, vec![error.clone()]),
             Found::Read(object, status) => match &object.spec {
-                Spec::Kustomization(_) => applied(object, &all),
-                _ => source(object, status, &all),
+                Spec::Kustomization(_) => applied(object, &known.all),
+                _ => source(object, status, &known),
             },
         };
         let (kind, namespace, name) = (item.kind.clone(), item.namespace.clone(), item.name.clone());
@@ -80,7 +99,7 @@ pub fn judge(items: &[Item]) -> Vec<Line> {
     items.iter().map(line).collect()
 }
 
-fn other(item: &Item, spec: &serde_json::Value, all: &BTreeMap<Key, Arc<Object>>) -> String {
+fn other(item: &Item, spec: &serde_json::Value, known: &Known<'_>) -> String {
     if item.kind != "HelmRelease" {
         return "stays Flux's: Larder has no such kind".into();
     }
@@ -95,9 +114,9 @@ fn other(item: &Item, spec: &serde_json::Value, all: &BTreeMap<Key, Arc<Object>>
     };
     let namespace = text("namespace").unwrap_or(&item.namespace);
     let from = format!("{through}{kind} {namespace}/{name}");
-    let object = Kind::find(kind).and_then(|kind| all.get(&Key::new(kind, namespace, name)));
+    let object = Kind::find(kind).and_then(|kind| known.all.get(&Key::new(kind, namespace, name)));
     match object {
-        Some(object) if is_held(object, !through.is_empty(), all) => {
+        Some(object) if is_held(object, !through.is_empty(), known) => {
             format!("stays Flux's: helm-controller takes the artifact of {from} from Larder as from Flux")
         }
         Some(_) => format!("stays Flux's, with its chart: {from} needs source-controller"),
@@ -109,17 +128,15 @@ fn other(item: &Item, spec: &serde_json::Value, all: &BTreeMap<Key, Arc<Object>>
 }
 
 /// Whether a release's chart is fetched by Larder: from this object, or from the HelmChart that is made from it.
-fn is_held(object: &Object, through_a_chart: bool, all: &BTreeMap<Key, Arc<Object>>) -> bool {
+fn is_held(object: &Object, through_a_chart: bool, known: &Known<'_>) -> bool {
     match object.key.kind {
         Kind::HelmRepository => through_a_chart && object.is_ours(),
-        Kind::OCIRepository | Kind::HelmChart if !through_a_chart => {
-            desired::examine(object, |key| all.get(key).map(Arc::clone)).is_ok_and(|held| held)
-        }
+        Kind::OCIRepository | Kind::HelmChart if !through_a_chart => known.examine(object).is_ok_and(|held| held),
         _ => false,
     }
 }
 
-fn source(object: &Object, status: &Status, all: &BTreeMap<Key, Arc<Object>>) -> Judged {
+fn source(object: &Object, status: &Status, known: &Known<'_>) -> Judged {
     let not_taken = |why: &str| (Verdict::NotTaken, vec![format!("stays Flux's: {why}")]);
     match &object.spec {
         Spec::GitRepository(_) if !object.is_ours() => return not_taken("its URL is not oci://"),
@@ -128,7 +145,7 @@ fn source(object: &Object, status: &Status, all: &BTreeMap<Key, Arc<Object>>) ->
         Spec::HelmRepository(_) => return (Verdict::Same, Vec::new()),
         _ => {}
     }
-    match desired::examine(object, |key| all.get(key).map(Arc::clone)) {
+    match known.examine(object) {
         Err(refused) => (Verdict::Refused, vec![refused.message]),
         Ok(false) => not_taken("its HelmRepository's type is not oci"),
         Ok(true) => match &status.artifact {
@@ -155,6 +172,10 @@ fn applied(object: &Object, all: &BTreeMap<Key, Arc<Object>>) -> Judged {
             let why = match all.get(&source) {
                 Some(source) if source.is_ours() => return (Verdict::Same, Vec::new()),
                 Some(_) => format!("its source {source} stays Flux's"),
+                None if source.kind == Kind::OCIRepository => {
+                    let why = format!("its source {source} is not there: Larder waits for it, as Flux does");
+                    return (Verdict::Same, vec![why]);
+                }
                 None => format!("its source {source} is not there"),
             };
             let why = format!("{why}: leave it to kustomize-controller");
@@ -328,7 +349,38 @@ mod tests {
             (item(Kustomization, "bucket", applies(from("Bucket", "b")), none()), NotTaken, "of kind Bucket"),
             (item(Kustomization, "of-git", applies(from("GitRepository", "git")), none()), NotTaken, "stays Flux's"),
             (item(Kustomization, "of-git-oci", applies(from("GitRepository", "git-oci")), none()), Same, ""),
-            (item(Kustomization, "of-none", applies(from("OCIRepository", "none")), none()), NotTaken, "is not there"),
+            (
+                item(Kustomization, "of-none", applies(from("OCIRepository", "none")), none()),
+                Same,
+                "Larder waits for it",
+            ),
+            (
+                item(Kustomization, "of-no-git", applies(from("GitRepository", "none")), none()),
+                NotTaken,
+                "is not there",
+            ),
+            (
+                item(OCIRepository, "local", oci(json!({"url": "oci://localhost:41500/r"})), none()),
+                Refused,
+                "must not be contacted",
+            ),
+            (
+                item(OCIRepository, "metadata", oci(json!({"url": "oci://169.254.169.254/r"})), none()),
+                Refused,
+                "must not be contacted",
+            ),
+            (
+                item(OCIRepository, "service", oci(json!({"url": "oci://kubernetes.default.svc/r"})), none()),
+                Refused,
+                "must not be contacted",
+            ),
+            (
+                item(OCIRepository, "api", oci(json!({"url": "oci://10.1.2.3:6443/r"})), none()),
+                Refused,
+                "must not be contacted",
+            ),
+            (item(OCIRepository, "beside-api", oci(json!({"url": "oci://10.1.2.3:5000/r"})), none()), Same, ""),
+            (item(OCIRepository, "loopback", oci(json!({"url": "oci://127.0.0.1:5000/r"})), none()), Same, ""),
             (
                 Item {
                     kind: "Bucket".into(),
@@ -381,7 +433,9 @@ mod tests {
             ),
         ];
         let items: Vec<Item> = table.iter().map(|(item, ..)| item.clone()).collect();
-        for (line, (_, verdict, part)) in judge(&items).iter().zip(&table) {
+        let server = ["10.1.2.3:6443".to_owned()];
+        let permits = |registry: &Registry| crate::registry::permits(&[], &[], &server, registry);
+        for (line, (_, verdict, part)) in judge(&items, &permits).iter().zip(&table) {
             assert_eq!(line.verdict, *verdict, "{line:?}");
             let why = line.why.join("; ");
             assert!(why.contains(part) && (part.is_empty() == why.is_empty()), "{line:?}");

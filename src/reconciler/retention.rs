@@ -2,7 +2,8 @@
 //! [`super::Config::retention_records`] of each object, so that whoever read a status a moment ago still finds its URL.
 //! Their unpacked contents have no URL: they stay for the first of these two only.
 //!
-//! What is superseded is not written down: after a restart the trees on disk tell, and their time begins anew.
+//! What is superseded is not written down: after a restart the trees on disk tell, and their time begins anew. Those that
+//! are nobody's by then go ([`clear`]).
 
 use std::{
     sync::Arc,
@@ -35,7 +36,7 @@ struct Superseded {
 impl Retained {
     /// After a start: what lies beside the current artifact's tree.
     pub async fn found(shared: &Arc<Shared>, key: &Key, current: &Digest) -> Self {
-        // Of a chart's path the version is not known any more; its tree goes with the next one.
+        // Of a chart's path the version is not known any more.
         if key.kind == Kind::HelmChart {
             return Self::default();
         }
@@ -137,6 +138,32 @@ pub async fn sweep(shared: Arc<Shared>) {
         for (key, old) in bare {
             retire_tree(&shared, &key, old.digest).await;
         }
+    }
+}
+
+/// After a start: takes the trees away that no status names, and that are not kept beside one; those of objects that went
+/// while nobody looked, of a superseded chart, of an artifact that is not held. It is to be known what there is, and no
+/// pass may be under way: it could be about to name one.
+pub async fn clear(shared: &Arc<Shared>) {
+    let store = shared.puller.store().clone();
+    let found = blocking::io(move || {
+        let mut found = Vec::new();
+        for (namespace, name) in store.tree_folders()? {
+            let digest = |hex: &String| Digest::from_bytes(Algorithm::Sha256, &hex::decode(hex).ok()?);
+            found.extend(store.trees(&namespace, &name)?.iter().filter_map(digest).map(|digest| {
+                // Which of the kinds that share the folder had it, nothing tells.
+                (Key::new(Kind::OCIRepository, &namespace, &name), digest)
+            }));
+        }
+        Ok::<_, crate::store::StoreError>(found)
+    });
+    match found.await {
+        Ok(found) => {
+            for (key, digest) in found {
+                retire_tree(shared, &key, digest).await;
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot look for trees that are nobody's"),
     }
 }
 

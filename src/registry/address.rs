@@ -197,10 +197,18 @@ impl Rules {
     }
 }
 
-/// What [`super::Client::permits`] says under these `--egress-allow` and `--egress-deny`, with no API server known. What
-/// is no CIDR is for others to refuse.
-pub fn permits(allow: &[String], deny: &[String], registry: &Registry) -> Result<(), &'static str> {
-    Rules::new(allow, deny, &[]).map_or(Ok(()), |rules| rules.check_name(registry))
+/// What [`super::Client::permits`] says under these `--egress-allow`, `--egress-deny` and API servers (hosts with ports),
+/// which may not be known. What is no CIDR is for others to refuse.
+///
+/// # Errors
+/// Why not.
+pub fn permits(
+    allow: &[String],
+    deny: &[String],
+    api_servers: &[String],
+    registry: &Registry,
+) -> Result<(), &'static str> {
+    Rules::new(allow, deny, api_servers).map_or(Ok(()), |rules| rules.check_name(registry))
 }
 
 /// Whether a redirect from `address` may lead to private addresses.

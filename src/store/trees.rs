@@ -164,6 +164,18 @@ impl Store {
         Ok(names)
     }
 
+    /// The namespaces and names that trees are published under, of whatever objects.
+    pub fn tree_folders(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let layout = &self.0.layout;
+        let mut folders = Vec::new();
+        for namespace in layout.names("source")? {
+            let names = layout.names(&format!("source/{namespace}"))?;
+            folders.extend(names.into_iter().map(|name| (namespace.clone(), name)));
+        }
+        folders.retain(|(namespace, name)| object(namespace, name).is_ok());
+        Ok(folders)
+    }
+
     /// Where a version's tree is, or will be.
     pub fn tree_path(&self, namespace: &str, name: &str, hex: &str) -> Result<PathBuf, StoreError> {
         Ok(self.0.layout.absolute(&Key::new(namespace, name, hex)?.path()))

@@ -96,6 +96,28 @@ fn a_cluster_is_reported_by_lists_alone() {
 }
 
 #[test]
+fn what_is_never_contacted_is_refused_and_what_is_not_there_is_waited_for() {
+    let root = tempfile::tempdir().expect("temporary folder");
+    let api = ApiServer::start();
+    let host = api.url().trim_start_matches("http://").to_owned();
+    for (name, host) in [("api", &*host), ("local", "localhost:41500"), ("metadata", "169.254.169.254")] {
+        api.put(object("OCIRepository", name, json!({ "url": format!("oci://{host}/app"), "interval": "1m" })));
+    }
+    let source = json!({ "kind": "OCIRepository", "name": "none" });
+    api.put(object("Kustomization", "early", json!({ "interval": "1m", "prune": true, "sourceRef": source })));
+    let printed = report(&api, root.path(), &["-o", "json"]);
+    let found: Value = serde_json::from_slice(&printed.stdout).expect("JSON");
+    for line in found["items"].as_array().expect("lines") {
+        let (verdict, says) = match line["kind"].as_str() {
+            Some("Kustomization") => ("same", "is not there: Larder waits for it, as Flux does"),
+            _ => ("refused", "must not be contacted"),
+        };
+        assert!(line["verdict"] == verdict && line["why"].to_string().contains(says), "{line}");
+    }
+    assert_eq!(found["items"].as_array().map(Vec::len), Some(4), "{found}");
+}
+
+#[test]
 fn what_may_not_be_listed_makes_the_report_incomplete() {
     let root = tempfile::tempdir().expect("temporary folder");
     let api = ApiServer::start();

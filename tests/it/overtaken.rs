@@ -237,6 +237,45 @@ fn a_dependency_of_another_shard_is_asked_for() {
 }
 
 #[test]
+fn a_source_that_the_selector_leaves_out_is_not_said_to_be_missing() {
+    let api = Scripted(ApiServer::start());
+    let stage = Stage::new(&api);
+    source(&stage, &maps(&["a"]));
+    let labels = json!({ "labels": { "sharding.fluxcd.io/key": "larder" } });
+    let wanted = with(kustomization("app", json!({})), "/metadata", labels);
+    api.create(&wanted);
+    let _larder = stage.serve(&["--watch-label-selector", "sharding.fluxcd.io/key=larder"]);
+    let waiting = stage.failed(&path_of(&wanted), "Ready", "ArtifactFailed");
+    assert_eq!(
+        condition_of(&waiting, "Ready")["message"],
+        "Source 'OCIRepository/default/app' not found among the objects that --watch-label-selector \
+         'sharding.fluxcd.io/key=larder' selects"
+    );
+}
+
+#[test]
+fn what_this_version_does_not_do_is_said_and_no_expression_is_called_wrong() {
+    let api = Scripted(ApiServer::start());
+    let stage = Stage::new(&api);
+    source(&stage, &maps(&["a"]));
+    let rows = [
+        ("exprs", json!({ "healthCheckExprs": [{ "apiVersion": "v1", "kind": "A", "current": "true" }] }), "CEL"),
+        ("ready", json!({ "dependsOn": [{ "name": "x", "readyExpr": "true" }] }), "CEL"),
+        ("remote", json!({ "kubeConfig": { "secretRef": { "name": "s" } } }), "spec.kubeConfig"),
+        ("sops", json!({ "decryption": { "provider": "sops" } }), "spec.decryption"),
+    ];
+    rows.iter().for_each(|(name, spec, _)| api.create(&kustomization(name, spec.clone())));
+    let _larder = stage.serve(&[]);
+    for (name, _, says) in rows {
+        let stalled = |object: &Value| condition_of(object, "Stalled")["status"] == "True";
+        let found = api.wait(&path_of(&kustomization(name, json!({}))), stalled);
+        let condition = condition_of(&found, "Stalled");
+        assert!(condition["message"].as_str().is_some_and(|message| message.contains(says)), "{condition}");
+        assert_ne!(condition["reason"], "InvalidCELExpression", "{condition}");
+    }
+}
+
+#[test]
 fn what_is_healthy_by_name_is_not_all_that_there_is() {
     let api = Scripted(ApiServer::start());
     let stage = Stage::new(&api);

@@ -1,9 +1,10 @@
 //! Objects from a Kubernetes cluster (`--kubernetes`): Flux's own kinds, as they are.
 //!
 //! **Promise.** Only objects that are Larder's are touched: those of the watched kinds that the label selector names, of
-//! GitRepositories those with an `oci://` URL. Of them only finalizers and statuses are written, and only by the replica
-//! that leads (by a Lease). A status is written as what changed in it, so that fields of others stay. Secrets, ServiceAccounts
-//! and ConfigMaps are read one by one, by name; they are never listed.
+//! GitRepositories those with an `oci://` URL; of one that has another URL now, what Larder wrote is taken back (`left`).
+//! Of them only finalizers and statuses are written, and only by the replica that leads (by a Lease). A status is
+//! written as what changed in it, so that fields of others stay. Secrets, ServiceAccounts and ConfigMaps are read one by
+//! one, by name; they are never listed.
 //!
 //! **Calls.** One list and one watch a kind. A first pass costs a patch for the finalizer, one for the status and an event; a
 //! pass without a change costs nothing. Secrets are remembered for ten seconds, so that a thousand objects with one Secret cost
@@ -19,12 +20,13 @@ mod events;
 mod kept;
 mod known;
 mod lease;
+mod left;
 mod references;
 mod watch;
 mod write;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -37,7 +39,7 @@ use http::{Method, header};
 use kube::api::DynamicObject;
 use serde_json::Value;
 use tokio::{
-    sync::{mpsc, watch as channel},
+    sync::{Notify, mpsc, watch as channel},
     task::JoinHandle,
 };
 
@@ -109,12 +111,16 @@ struct Inner {
     events: EventSink,
     references: Mutex<references::Recent>,
     keeper: Option<Arc<Keeper>>,
+    /// There is more in [`State::left`].
+    leaving: Notify,
 }
 
 #[derive(Default)]
 struct State {
     objects: BTreeMap<Key, Known>,
     errors: BTreeMap<Key, DocumentError>,
+    /// Objects that are not Larder's any more, and have what it wrote.
+    left: BTreeSet<Key>,
 }
 
 impl Cluster {
@@ -155,12 +161,13 @@ impl Cluster {
             calls,
             client: client.clone(),
             settings,
-            state: Mutex::new(State { objects, errors: BTreeMap::new() }),
+            state: Mutex::new(State { objects, ..State::default() }),
             sender,
             leadership,
             events,
             references: Mutex::default(),
             keeper,
+            leaving: Notify::new(),
         });
         let (stop, stopped) = channel::channel(false);
         let (set_up, mut may_stand) = channel::channel(is_set_up);
@@ -179,6 +186,7 @@ impl Cluster {
         }
         let tasks = vec![
             tokio::spawn(posting),
+            tokio::spawn(left::take_back(Arc::clone(&inner))),
             tokio::spawn(work(Arc::clone(&inner), set_up)),
             tokio::spawn(away(Arc::clone(&inner), began)),
         ];
@@ -309,6 +317,10 @@ impl Backend for Cluster {
 
     fn references(&self) -> &dyn References {
         self
+    }
+
+    fn selector(&self) -> Option<&str> {
+        self.inner.settings.selector.as_deref().filter(|selector| !selector.is_empty())
     }
 
     fn claim<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), BackendError>> {

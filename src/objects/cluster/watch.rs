@@ -9,7 +9,7 @@ use kube::{
     runtime::watcher,
 };
 
-use super::{Inner, check, known};
+use super::{Inner, check, known, left};
 use crate::{
     class::chain,
     metrics,
@@ -142,11 +142,13 @@ async fn applied(inner: &Inner, kind: Kind, object: DynamicObject) {
     };
     let key = known.object.key.clone();
     if !known.object.is_ours() {
-        return deleted(inner, &key).await;
+        deleted(inner, &key).await;
+        return left::note(inner, &known);
     }
     let changes = {
         let mut state = inner.state();
         state.errors.remove(&key);
+        state.left.remove(&key);
         let (object, status) = (Arc::clone(&known.object), known.status.clone());
         let whole = || Change::Applied(Arc::clone(&object), Box::new(status.clone()));
         let changes = match state.objects.get(&key) {
@@ -175,6 +177,7 @@ async fn deleted(inner: &Inner, key: &Key) {
     let known = {
         let mut state = inner.state();
         state.errors.remove(key);
+        state.left.remove(key);
         state.objects.remove(key)
     };
     if known.is_some() {

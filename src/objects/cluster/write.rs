@@ -6,7 +6,7 @@ use http::{Method, header};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{FINALIZER, Inner, MANAGER, path};
+use super::{FINALIZER, Inner, MANAGER, known, left, path};
 use crate::objects::{
     BackendError, Key, Status,
     api::{CallError, Identity, read},
@@ -120,7 +120,6 @@ pub async fn status(inner: &Inner, key: &Key, status: &Status) -> Result<(), Bac
         let Some(known) = state.objects.get(key) else { return Ok(()) };
         (known.status.clone(), known.object.metadata.uid.clone())
     };
-    let value = |status: &Status| serde_json::to_value(status).unwrap_or(Value::Null);
     let Some(changed) = difference(&value(&before), &value(status)) else { return Ok(()) };
     // By its uid: one that was made anew under the name meanwhile begins with nothing.
     let body = json!({"metadata": {"uid": uid}, "status": changed});
@@ -152,6 +151,46 @@ pub async fn status(inner: &Inner, key: &Key, status: &Status) -> Result<(), Bac
         }
     }
     Err(BackendError::Api(format!("cannot write the status of {key}: others write it all the time")))
+}
+
+/// Takes back what was written of an object that is not Larder's any more: its finalizer, and then its status, by which
+/// it is known until then that there is something to take back. Whether there was.
+pub async fn take_back(inner: &Inner, key: &Key) -> Result<bool, BackendError> {
+    let whole = path(key.kind, &key.namespace, &key.name);
+    let mut done = false;
+    for _ in 0..ATTEMPTS {
+        if !inner.is_leading() {
+            return Err(not_leading());
+        }
+        let found = inner.get(&whole).await.map_err(|e| BackendError::api("read", &key.to_string(), &e))?;
+        let Some(Ok(shown)) = found.map(serde_json::from_value) else { return Ok(done) };
+        let Ok(seen) = known::read(key.kind, shown) else { return Ok(done) };
+        if !left::is_left(&seen) {
+            return Ok(done);
+        }
+        // It holds for what was looked at: an artifact that somebody else stored meanwhile is theirs, as the finalizer.
+        let version = &seen.version;
+        let (path, body, is_last) = if seen.is_claimed() {
+            let rest: Vec<&String> = seen.object.metadata.finalizers.iter().filter(|f| *f != FINALIZER).collect();
+            (whole.clone(), json!({"metadata": {"finalizers": rest, "resourceVersion": version}}), false)
+        } else {
+            let without = difference(&value(&seen.status), &value(&Status::default()));
+            let body = json!({"metadata": {"resourceVersion": version}, "status": without});
+            (format!("{whole}/status"), body, true)
+        };
+        match patch(inner, &path, &body).await {
+            Ok(_) if is_last => return Ok(true),
+            Ok(_) => done = true,
+            Err(error) if error.is_not_found() => return Ok(done),
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(BackendError::api("let go", &key.to_string(), &error)),
+        }
+    }
+    Err(BackendError::Api(format!("cannot let {key} go: others write it all the time")))
+}
+
+fn value(status: &Status) -> Value {
+    serde_json::to_value(status).unwrap_or(Value::Null)
 }
 
 /// A JSON merge patch (RFC 7396) from one value to another, if they differ.

@@ -33,9 +33,10 @@ fn unsupported(
     [
         (
             expressions,
-            "InvalidCELExpression",
-            "spec.healthCheckExprs and spec.dependsOn[].readyExpr: CEL expressions are not evaluated here; use spec.wait or \
-             spec.healthChecks, and dependsOn without readyExpr",
+            // Not InvalidCELExpression, which says that the expression is wrong.
+            "ReconciliationFailed",
+            "spec.healthCheckExprs and spec.dependsOn[].readyExpr: CEL expressions are not evaluated in this version; \
+             use spec.wait or spec.healthChecks, and dependsOn without readyExpr",
         ),
         (
             spec.is_remote(),

@@ -7,12 +7,63 @@ use serde_json::{Value, json};
 
 use super::{
     upstream::{CONFIG, INDEX, LAYER, MANIFEST, REPOSITORY, Upstream, descriptor, manifest},
-    world::{LAYER_OPERATION, Outcome, PULL, Row, World, fails, run_rows},
+    world::{LAYER_OPERATION, NAMESPACE, Outcome, PULL, Row, World, fails, run_rows},
 };
 use crate::support::{
     fixtures::{Files, files, gzip, gzip_members, tar_of, zstd},
+    larder::{Larder, condition_of, fetch_artifact, text, write_objects},
     registry::{Fault, Kind, of},
 };
+
+#[test]
+fn a_chart_that_says_what_no_url_may_hold_of_itself_is_none() {
+    let up = Upstream::start();
+    let rows = [
+        ("query", "?x=#", "1.0.0", Some("is not a chart's")),
+        ("space", "w w", "1.0.0", Some("is not a chart's")),
+        ("line", "w\nx", "1.0.0", Some("is not a chart's")),
+        ("letter", "\u{e4}", "1.0.0", Some("is not a chart's")),
+        ("slash", "a/b", "1.0.0", Some("is not a chart's")),
+        ("hidden", "..", "1.0.0", Some("is not a chart's")),
+        ("version", "app", "1.0.0?x", Some("is not a semantic version")),
+        ("word", "app", "latest", Some("is not a semantic version")),
+        ("good", "App_1.x-y", "v1.2.3-rc.1+b.4", None),
+    ];
+    let root = tempfile::tempdir().expect("temporary folder");
+    let of = |kind: &str, name: &str, spec: Value| {
+        json!({ "apiVersion": "source.toolkit.fluxcd.io/v1", "kind": kind,
+            "metadata": { "name": name, "namespace": NAMESPACE }, "spec": spec })
+    };
+    let url = format!("oci://{}/charts", up.authority());
+    let mut objects = vec![of("HelmRepository", "charts", json!({ "type": "oci", "url": url, "insecure": true }))];
+    for (n, (row, name, version, _)) in rows.iter().enumerate() {
+        let about = json!({ "apiVersion": "v2", "name": name, "version": version }).to_string();
+        let bytes = gzip(&tar_of(&files(&[("app/Chart.yaml", &about)])));
+        let layer = up.add_blob("charts/app", &bytes);
+        up.add_blob("charts/app", b"{}");
+        let chart = "application/vnd.cncf.helm.chart.content.v1.tar+gzip";
+        let document = manifest(&json!([descriptor(chart, &layer, bytes.len())]));
+        let tag = format!("0.0.{n}");
+        up.add_manifest("charts/app", Some(&tag), MANIFEST, document.to_string().as_bytes());
+        let source = json!({ "kind": "HelmRepository", "name": "charts" });
+        let spec = json!({ "chart": "app", "version": tag, "interval": "10m", "sourceRef": source });
+        objects.push(of("HelmChart", row, spec));
+    }
+    write_objects(root.path(), "charts.yaml", &objects);
+    let larder = Larder::reconciling(root.path(), &[]);
+    for (row, name, version, says) in rows {
+        let Some(says) = says else {
+            let ready = larder.wait_ready("HelmChart", NAMESPACE, row);
+            let path = format!("helmchart/{NAMESPACE}/{row}/{name}-{version}-");
+            assert!(text(&ready, "/status/artifact/path").starts_with(&path), "{ready}");
+            fetch_artifact(&ready);
+            continue;
+        };
+        let failed = larder.wait_failed("HelmChart", NAMESPACE, row, "BuildFailed", "ChartPullError");
+        assert!(text(condition_of(&failed, "BuildFailed"), "/message").contains(says), "{row}: {failed}");
+        assert!(failed["status"]["artifact"].is_null(), "{row}: {failed}");
+    }
+}
 
 fn new_files() -> Files {
     files(&[("new", "content")])

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     upstream::{REPOSITORY, Upstream},
-    world::{AUTHENTICATION, NAMESPACE, Outcome, Row, SECRET, World, object, run_rows},
+    world::{AUTHENTICATION, NAMESPACE, Outcome, PULL, Row, SECRET, World, object, run_rows},
 };
 use crate::support::{
     certificates::Ca,
@@ -447,6 +447,89 @@ fn an_object_with_a_shorter_interval_hastens_the_probes_that_it_shares() {
     }
     assert!(shared.requests() > sent);
     world.finish();
+}
+
+#[test]
+fn an_interval_of_nothing_is_no_schedule_and_none_is_shorter_than_a_second() {
+    let world = World::start(&[]);
+    let [never, hasty, missing] = [(); 3].map(|()| Upstream::start());
+    never.push_files(&files(&[("map.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n")]));
+    hasty.push_files(&files(&[("version", "1")]));
+    let sources = [("never", &never, "0s"), ("hasty", &hasty, "1ms"), ("missing", &missing, "0s")];
+    for (name, upstream, interval) in &sources {
+        world.apply(&object(KIND, NAMESPACE, name, &upstream.url(), &json!({ "interval": interval })));
+    }
+    let rendered = [
+        ("ks-never", json!({ "interval": "0s", "path": "./" })),
+        ("ks-fails", json!({ "interval": "0s", "path": "./none" })),
+        ("ks-hasty", json!({ "interval": "1h", "retryInterval": "1ms", "path": "./none" })),
+        ("ks-no-retry", json!({ "interval": "1h", "retryInterval": "0s", "path": "./none" })),
+    ];
+    for (name, spec) in &rendered {
+        let mut spec = spec.clone();
+        spec["prune"] = json!(true);
+        spec["sourceRef"] = json!({ "kind": KIND, "name": "never" });
+        world.apply(&json!({ "apiVersion": "kustomize.toolkit.fluxcd.io/v1", "kind": "Kustomization",
+            "metadata": { "name": name, "namespace": NAMESPACE }, "spec": spec }));
+    }
+    for name in ["never", "hasty"] {
+        world.larder.wait_ready(KIND, NAMESPACE, name);
+    }
+    world.larder.wait_failed(KIND, NAMESPACE, "missing", "FetchFailed", PULL);
+    for (name, _) in &rendered[1..] {
+        let failed = |object: &Value| condition_of(object, "Ready")["reason"] == "ArtifactFailed";
+        world.larder.wait("Kustomization", NAMESPACE, name, failed);
+    }
+    world.larder.wait_ready("Kustomization", NAMESPACE, "ks-never");
+    let passes = || world.larder.metric("larder_reconcile_total", &[("kind", "Kustomization")]);
+    let (sent, passed) = (sources.map(|(_, upstream, _)| upstream.requests()), passes());
+    std::thread::sleep(Duration::from_secs(4));
+    let sent: Vec<usize> =
+        sources.iter().zip(sent).map(|((_, upstream, _), before)| upstream.requests() - before).collect();
+    assert_eq!(sent[0], 0, "{sent:?}");
+    assert!((2..=5).contains(&sent[1]), "{sent:?}");
+    assert!((1..=8).contains(&sent[2]), "after 0.75, 1.5 and 3 s: {sent:?}");
+    let passed = passes() - passed;
+    assert!((3..=9).contains(&passed), "{passed}");
+    let before = never.requests();
+    assert_eq!(world.larder.reconcile(KIND, NAMESPACE, "never").status, 200);
+    assert!(never.requests() > before, "a request is honoured all the same");
+    world.finish();
+}
+
+#[test]
+fn what_went_while_nobody_looked_leaves_no_tree() {
+    let upstream = Upstream::start();
+    upstream.push_files(&files(&[("version", "1")]));
+    let root = tempfile::tempdir().unwrap();
+    let write = |file: &str, object: &Value| {
+        crate::support::larder::write_objects(root.path(), file, std::slice::from_ref(object));
+    };
+    for name in ["stays", "goes"] {
+        write(&format!("{name}.yaml"), &object(KIND, NAMESPACE, name, &upstream.url(), &json!({})));
+    }
+    let larder = crate::support::larder::Larder::reconciling(root.path(), &[]);
+    for name in ["stays", "goes"] {
+        larder.wait_ready(KIND, NAMESPACE, name);
+    }
+    let folder = |name: &str| larder.data.join("source").join(NAMESPACE).join(name);
+    let (goes, stays) = (folder("goes"), folder("stays"));
+    let kept: Vec<_> = std::fs::read_dir(&stays).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(goes.is_dir() && kept.len() == 1);
+    assert_eq!(larder.stop(), Some(0));
+    std::fs::remove_file(root.path().join("objects/goes.yaml")).unwrap();
+    // Of an artifact that is not held any more.
+    let stray = stays.join("ab".repeat(32));
+    std::fs::create_dir_all(stray.join("contents/below")).unwrap();
+    let larder = crate::support::larder::Larder::reconciling(root.path(), &[]);
+    eventually("the trees to go", || {
+        let left: Vec<_> = [&goes, &stray].into_iter().filter(|path| path.exists()).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+    assert!(kept[0].join("contents/version").is_file());
+    fetch_artifact(&larder.wait_ready(KIND, NAMESPACE, "stays"));
+    assert_eq!(larder.stop(), Some(0));
+    super::world::verify(root.path());
 }
 
 #[test]

@@ -292,6 +292,7 @@ macro_rules! behaviours {
                 what_is_deleted_goes_with_its_artifact_also_suspended,
                 what_is_not_larders_is_left_strictly_alone,
                 a_git_repository_with_an_oci_url_is_a_source,
+                a_git_repository_that_leaves_oci_is_let_go,
                 secrets_are_read_by_name_and_what_they_lack_is_told,
                 a_service_accounts_pull_secrets_count,
                 a_failure_takes_nothing_away_and_its_end_is_told,

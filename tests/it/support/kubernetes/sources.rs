@@ -137,7 +137,10 @@ pub fn what_is_not_larders_is_left_strictly_alone(api: &impl Kubernetes) {
     let index = object("HelmRepository", "index", json!({ "url": "https://charts.example.com", "interval": "1m" }));
     let theirs = stage.oci_repository("theirs", "team/app", json!({}));
     let ours = stage.oci_repository("ours", "team/app", json!({}));
-    for object in [label(git), label(index), theirs.clone(), label(ours.clone())] {
+    let spec = json!({ "chart": "c", "interval": "1m", "sourceRef": { "kind": "HelmRepository", "name": "index" } });
+    let chart =
+        with(label(object("HelmChart", "chart", spec)), "/metadata", json!({ "finalizers": ["finalizers.fluxcd.io"] }));
+    for object in [label(git), label(index), chart.clone(), theirs.clone(), label(ours.clone())] {
         api.create(&object);
     }
     let larder = stage.serve(&["--watch-label-selector", "sharding.fluxcd.io/key=larder"]);
@@ -146,6 +149,12 @@ pub fn what_is_not_larders_is_left_strictly_alone(api: &impl Kubernetes) {
     let foreign: Vec<String> =
         api.writes().into_iter().filter(|line| !line.ends_with("/ours") && !line.contains("events")).collect();
     assert_eq!(foreign, [] as [String; 0]);
+    assert_eq!(api.events("HelmChart", "chart"), [], "its HelmRepository is one over HTTP");
+    api.delete(&path_of(&chart));
+    a_moment();
+    let going = api.get(&path_of(&chart)).expect("Flux's source-controller ends it");
+    assert_eq!(going["metadata"]["finalizers"], json!(["finalizers.fluxcd.io"]));
+    api.patch(&path_of(&chart), &json!({ "metadata": { "finalizers": null } }));
     // Its label comes and goes, and with it Larder; the finalizer stays for whoever looks after it then.
     api.patch(&path_of(&theirs), &json!({ "metadata": { "labels": { "sharding.fluxcd.io/key": "larder" } } }));
     stage.ready(&path_of(&theirs));
@@ -176,7 +185,50 @@ pub fn a_git_repository_with_an_oci_url_is_a_source(api: &impl Kubernetes) {
         404 => Ok(()),
         status => Err(status.to_string()),
     });
-    assert_eq!(api.get(&path_of(&source)).expect("it stays")["status"], ready["status"]);
+}
+
+pub fn a_git_repository_that_leaves_oci_is_let_go(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    stage.push("team/app", "latest", &app("1"));
+    let elsewhere = "https://git.example.com/a";
+    let git = |name: &str, url: &str| {
+        object("GitRepository", name, json!({ "url": url, "interval": "1h", "ref": { "tag": "latest" } }))
+    };
+    let url = stage.url("team/app");
+    let (changed, going) = (git("changed", &url), git("going", &url));
+    api.create(&changed);
+    api.create(&going);
+    // Flux's own has the same finalizer.
+    let fluxs = with(git("fluxs", elsewhere), "/metadata", json!({ "finalizers": ["finalizers.fluxcd.io"] }));
+    api.create(&fluxs);
+    let commit = "0123456789012345678901234567890123456789";
+    let file = format!("gitrepository/default/fluxs/{commit}.tar.gz");
+    let artifact = json!({ "digest": sha256(b"as Flux packs it"), "lastUpdateTime": "2026-01-02T03:04:05Z",
+        "path": file, "revision": format!("main@sha1:{commit}"), "size": 16, "url": format!("http://source/{file}") });
+    let theirs = api.patch(&format!("{}/status", path_of(&fluxs)), &json!({ "status": { "artifact": artifact } }));
+    let larder = stage.serve(&[]);
+    stage.ready(&path_of(&changed));
+    stage.ready(&path_of(&going));
+    api.patch(&path_of(&changed), &json!({ "spec": { "url": elsewhere } }));
+    api.wait(&path_of(&changed), |object| {
+        let finalizers = object["metadata"]["finalizers"].as_array();
+        finalizers.is_none_or(Vec::is_empty)
+            && object["status"]["artifact"].is_null()
+            && object["status"]["conditions"].is_null()
+    });
+    let log = larder.log();
+    assert!(log.contains("what was written of it is taken back"), "{log}");
+    assert_eq!(larder.stop(), Some(0));
+    // Another changes and is deleted while nobody looks.
+    api.patch(&path_of(&going), &json!({ "spec": { "url": elsewhere } }));
+    api.delete(&path_of(&going));
+    assert!(api.get(&path_of(&going)).is_some(), "its finalizer holds it");
+    let before = api.writes().len();
+    let _larder = stage.serve(&[]);
+    api.wait_gone(&path_of(&going));
+    a_moment();
+    assert_eq!(api.writes()[before..], ["patch gitrepositories default/going"], "the others are left alone");
+    assert_eq!(api.get(&path_of(&fluxs)).expect("it stays"), theirs);
 }
 
 pub fn secrets_are_read_by_name_and_what_they_lack_is_told(api: &impl Kubernetes) {
