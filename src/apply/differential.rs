@@ -113,6 +113,7 @@ fn with_variables<T>(
         program,
         search: None,
         launcher: confine::tests::launcher(),
+        given_up: &|| false,
     };
     let result = f(&request);
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
@@ -605,6 +606,24 @@ fn variables_are_replaced_in_the_text_so_that_values_take_their_type() {
         assert!(text.contains(words) && !text.contains("hidden"), "{text}");
         assert_eq!((error.reason(), error.is_stalled()), ("BuildFailed", false));
     }
+    let mut growing = variables.clone();
+    growing.set("map", &"x".repeat(5 << 20));
+    let error = objects(&growing).unwrap_err();
+    let text = crate::class::chain(&error);
+    assert!(text.contains("post build failed for ConfigMap/${ns:=apps}/a: variable \"map\": its expression"), "{text}");
+    assert_eq!((error.reason(), error.class()), ("BuildFailed", crate::class::Class::Limit));
+    let error = with_variables(root.path(), &spec, None, Some(&variables), |request| {
+        render::objects(&Request {
+            given_up: &|| true,
+            root: request.root.clone(),
+            scratch: request.scratch.clone(),
+            program: None,
+            search: None,
+            launcher: request.launcher.clone(),
+            ..*request
+        })
+    });
+    assert!(matches!(error, Err(RenderError::GivenUp)), "{error:?}");
     let error = objects(&Variables::default()).unwrap_err();
     assert!(crate::class::chain(&error).contains("variable not set: \"map\""), "{error}");
 }

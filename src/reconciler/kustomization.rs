@@ -18,7 +18,7 @@ use crate::{
     apply::{
         cluster::{ApplyError, Log},
         render::RenderError,
-        substitute::Variables,
+        substitute::{Derived, Variables},
     },
     artifact::build::ArtifactError,
     class::{Class, chain},
@@ -91,7 +91,7 @@ fn takes_from(object: &Object, spec: &KustomizationSpec, key: &Key) -> bool {
 
 async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<Wake>) {
     shared.synced().await;
-    let mut asked = Asked::default();
+    let (mut asked, derived) = (Asked::default(), Derived::default());
     if awaits_source(&shared, &key) {
         // Its artifact wakes. Sources come first then, and nobody has to read of a wait that is over in a moment.
         match tokio::time::timeout(PATIENCE, wakes.recv()).await {
@@ -105,7 +105,7 @@ async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<W
             asked.take(wake);
         }
         // Boxed, so that a Kustomization that waits does not hold the room of one that is brought up.
-        let due = Instant::now() + Box::pin(pass(&shared, &key, &asked)).await;
+        let due = Instant::now() + Box::pin(pass(&shared, &key, &asked, &derived)).await;
         asked.answer();
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
@@ -178,8 +178,8 @@ impl Blocked {
     }
 }
 
-/// One pass; how long until the next.
-async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked) -> Duration {
+/// One pass; how long until the next. `derived` is what the one before made of Secrets' values.
+async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked, derived: &Derived) -> Duration {
     let started = Instant::now();
     let Some((object, before)) = shared.lock().objects.get(key).map(|e| (Arc::clone(&e.object), e.status.clone()))
     else {
@@ -198,9 +198,9 @@ async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked) -> Duration {
         return super::KEEP_AGAIN;
     }
     let mut status = before.clone();
-    let (mut log, mut variables) = (Log::default(), None);
+    let (mut log, mut variables) = (Log::default(), Variables::new(derived));
     let result = bring(shared, asked, &object, spec, &mut status, &mut log, &mut variables).await;
-    let hide = |message| hide(variables.as_ref(), message);
+    let hide = |message: String| variables.hide(&message);
     let events = judge(&mut status, &before, &object, &result, &log, &hide);
     let class = result.as_ref().err().map(Blocked::class);
     shared.conclude(&object, status, events).await;
@@ -270,14 +270,14 @@ async fn bring(
     spec: &KustomizationSpec,
     status: &mut Status,
     log: &mut Log,
-    variables: &mut Option<Variables>,
+    variables: &mut Variables,
 ) -> Result<Artifact, Blocked> {
     refusal::refuse(object, spec, shared.config.cross_namespace_references)?;
     let artifact = source(shared, object, spec)?;
     dependencies(shared, object, spec, &artifact).await?;
     status.last_attempted_revision = Some(artifact.revision.clone());
-    *variables = self::variables(shared, object, spec).await?;
-    let wanted = Wanted { asked, object, spec, artifact: &artifact, variables: variables.as_ref() };
+    let replaces = self::variables(shared, object, spec, variables).await?;
+    let wanted = Wanted { asked, object, spec, artifact: &artifact, variables: replaces.then_some(&*variables) };
     match &shared.config.applier {
         Some(applier) => {
             cluster::bring(shared, applier, &wanted, status, log).await?;
@@ -297,17 +297,18 @@ fn held(kind: &str) -> Option<Kind> {
     Kind::find(kind).filter(|kind| matches!(kind, Kind::OCIRepository | Kind::GitRepository))
 }
 
-/// What `spec.postBuild` replaces; `None` where nothing is replaced.
+/// Sets what `spec.postBuild` replaces; whether anything is replaced.
 async fn variables(
     shared: &Arc<Shared>,
     object: &Object,
     spec: &KustomizationSpec,
-) -> Result<Option<Variables>, Blocked> {
+    variables: &mut Variables,
+) -> Result<bool, Blocked> {
     let Some(wanted) = spec.post_build().map_err(|message| Blocked::refused("BuildFailed", message))? else {
-        return Ok(None);
+        variables.begin();
+        return Ok(false);
     };
     let namespace = &object.key.namespace;
-    let mut variables = Variables::default();
     for from in wanted.substitute_from.iter().flatten() {
         let failed = |why: &str, class| {
             let message = format!("substitute from '{}/{}' error: {why}", from.kind, from.name);
@@ -337,7 +338,7 @@ async fn variables(
     }
     wanted.substitute.iter().flatten().for_each(|(name, value)| variables.set(name, value));
     let always = wanted.substitute_strategy.as_deref() == Some("Always");
-    Ok((always || !variables.is_empty()).then_some(variables))
+    Ok(always || !variables.is_empty())
 }
 
 /// Says in the status that a pass is under way.
