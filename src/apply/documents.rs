@@ -4,7 +4,7 @@
 //! other choice, to leave it out, would delete from a cluster what a typing error hides. Lists are unfolded. The
 //! same object twice is an error.
 
-use std::{collections::HashSet, fs, path::Path};
+use std::{borrow::Cow, collections::HashSet, fs, path::Path};
 
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ const NOT_A_MANIFEST: &str =
 /// The objects of one file's text. `place` names the file in messages.
 pub fn parse(text: &str, place: &str, budget: &mut Budget) -> Result<Vec<Value>, RenderError> {
     // kustomize takes Windows' line ends for line ends, also within text.
-    let text = text.replace("\r\n", "\n");
+    let text = if text.contains("\r\n") { Cow::Owned(text.replace("\r\n", "\n")) } else { Cow::Borrowed(text) };
     let documents = yaml::documents(&text, budget).map_err(|source| RenderError::Yaml {
         place: place.to_owned(),
         source: Box::new(source),

@@ -19,7 +19,12 @@
 //! **Concurrency.** Any number of calls at once; each works in a folder of its own below `scratch` and removes it.
 //! After a crash that folder remains, for the owner of `scratch` to clear at the next start.
 
-use std::{ffi::OsString, fs, io, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -405,8 +410,16 @@ pub fn refuse_unsupported(spec: &KustomizationSpec) -> Result<(), RenderError> {
     Ok(())
 }
 
+/// How many bytes of YAML a rendering of `path` below `root` reads, at least nearly: a kustomization may take from all of the
+/// artifact. Synchronous: run it behind `blocking::io`.
+pub fn input(root: &Path, path: &str) -> u64 {
+    let folder = tree::secure_join(root, path);
+    let whole = tree::kustomization_file(&folder).is_some();
+    tree::yaml_bytes(if whole { root } else { &folder })
+}
+
 /// The objects as kustomize gives them, before labels and order.
-pub(super) fn build(request: &Request<'_>, folder: &std::path::Path) -> Result<Vec<Value>, RenderError> {
+pub(super) fn build(request: &Request<'_>, folder: &Path) -> Result<Vec<Value>, RenderError> {
     let spec = request.spec;
     let given = |field: &Option<String>| field.as_deref().is_some_and(|text| !text.is_empty());
     let asks = !spec.patches.is_empty()

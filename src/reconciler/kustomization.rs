@@ -6,6 +6,7 @@
 mod build;
 mod cluster;
 mod refusal;
+mod turn;
 mod wake;
 
 use std::{sync::Arc, time::Duration};
@@ -31,6 +32,7 @@ use crate::{
 pub use build::{Folders, rendered_file};
 pub use cluster::{end, forget};
 pub use refusal::examine;
+pub use turn::Turns;
 pub use wake::Task;
 use wake::{Asked, Wake};
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::{Blocked, Wanted, timeout};
+use super::{Blocked, Wanted, timeout, turn::Turn};
 use crate::{
     apply::{
         object::Id,
@@ -50,11 +50,11 @@ pub async fn to_file(shared: &Arc<Shared>, wanted: &Wanted<'_>) -> Result<Vec<In
         }
         Ok(rendered)
     });
-    Ok(rendered.await?.inventory)
+    Ok(rendered.await?.0.inventory)
 }
 
-/// Renders to objects, in apply order.
-pub async fn to_objects(shared: &Arc<Shared>, wanted: &Wanted<'_>) -> Result<Vec<(Id, Value)>, Blocked> {
+/// Renders to objects, in apply order; and the room that they have.
+pub async fn to_objects(shared: &Arc<Shared>, wanted: &Wanted<'_>) -> Result<(Vec<(Id, Value)>, Turn), Blocked> {
     build(shared, wanted, |request| render::objects(request).map_err(Blocked::Render)).await
 }
 
@@ -67,13 +67,13 @@ impl Drop for Waiting {
     }
 }
 
-/// Unpacks the artifact and has `render` look at it, for at most `spec.timeout`.
+/// Unpacks the artifact and has `render` look at it when it is its turn, for at most `spec.timeout` without the wait for that.
 /// What goes on after it, or after the Kustomization is gone, is given up as soon as it asks.
 async fn build<T: Send + 'static>(
     shared: &Arc<Shared>,
     wanted: &Wanted<'_>,
     render: impl FnOnce(&render::Request<'_>) -> Result<T, Blocked> + Send + 'static,
-) -> Result<T, Blocked> {
+) -> Result<(T, Turn), Blocked> {
     let (of, variables) = (Arc::clone(wanted.object), wanted.variables.cloned());
     let rendering = shared.config.rendering.clone();
     let (store, digest) = (shared.puller.store().clone(), wanted.artifact.digest);
@@ -81,9 +81,14 @@ async fn build<T: Send + 'static>(
     let (limit, begun) = (timeout(wanted.spec), Instant::now());
     let late = |_| Blocked::Timeout(limit);
 
-    let folder = shared.folders.get(&store, digest, shared.config.caps);
-    let folder = tokio::time::timeout(limit, folder).await.map_err(late)??;
+    let unpacked = async {
+        let folder = shared.folders.get(&store, digest, shared.config.caps).await?;
+        let (root, path) = (folder.path().to_path_buf(), wanted.spec.path.clone().unwrap_or_default());
+        Ok::<_, Blocked>((folder, blocking::io(move || render::input(&root, &path)).await))
+    };
+    let (folder, size) = tokio::time::timeout(limit, unpacked).await.map_err(late)??;
     let left = limit.saturating_sub(begun.elapsed());
+    let turn = shared.turns.take(size).await;
 
     let over = Arc::new(AtomicBool::new(false));
     let _waiting = Waiting(Arc::clone(&over));
@@ -110,7 +115,7 @@ async fn build<T: Send + 'static>(
             launcher: rendering.launcher,
             given_up: &given_up,
         };
-        render(&request)
+        Ok((render(&request)?, turn))
     });
     tokio::time::timeout(left, work).await.map_err(late)?
 }
