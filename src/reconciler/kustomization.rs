@@ -202,8 +202,10 @@ async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked, derived: &Derived)
     let mut status = before.clone();
     let (mut log, mut variables) = (Log::default(), Variables::new(derived));
     let result = bring(shared, asked, &object, spec, &mut status, &mut log, &mut variables).await;
+    let is_tried = |artifact: &Artifact| status.last_attempted_revision.as_ref() == Some(&artifact.revision);
+    let tried = source(shared, &object, spec).ok().filter(is_tried);
     let hide = |message: String| variables.hide(&message);
-    let events = judge(&mut status, &before, &object, &result, &log, &hide);
+    let events = judge(&mut status, &before, &object, &result, &log, &hide, tried.as_ref());
     let class = result.as_ref().err().map(Blocked::class);
     shared.conclude(&object, status, events).await;
     metrics::reconciled(key.kind.name(), &key.namespace, &key.name, class, started.elapsed().as_secs_f64());
@@ -290,7 +292,7 @@ async fn bring(
         }
     }
     status.last_applied_revision = Some(artifact.revision.clone());
-    status.last_applied_origin_revision = artifact.metadata.get("org.opencontainers.image.revision").cloned();
+    status.last_applied_origin_revision = origin(&artifact);
     Ok(artifact)
 }
 
@@ -418,6 +420,7 @@ fn judge(
     result: &Result<Artifact, Blocked>,
     log: &Log,
     hide: &dyn Fn(String) -> String,
+    tried: Option<&Artifact>,
 ) -> Vec<Event> {
     let (generation, now) = (object.metadata.generation, Timestamp::now());
     if let Some(token) = object.requested_at() {
@@ -436,7 +439,8 @@ fn judge(
                 || !before.conditions.is_true(kinds::READY);
             let is_new = is_new || !log.0.is_empty();
             let message = with_log(message, log);
-            let event = Event { normal: true, reason: "ReconciliationSucceeded".into(), message, class: None };
+            let reason = "ReconciliationSucceeded".into();
+            let event = Event { normal: true, reason, message, class: None, origin: origin(artifact) };
             return if is_new { vec![event] } else { Vec::new() };
         }
         Err(Blocked::Waiting { reason, message }) => (*reason, message.clone(), false),
@@ -463,13 +467,20 @@ fn judge(
     }
     conditions.set(kinds::READY, ConditionStatus::False, reason, &message, generation, now);
     let known = before.conditions.find(kinds::READY);
-    if known.is_some_and(|k| k.reason == reason && k.message == message) {
+    // Of each revision it is told, also where the reason is the same: a commit of its own may wait for it.
+    let is_tried = before.last_attempted_revision == status.last_attempted_revision;
+    if is_tried && known.is_some_and(|k| k.reason == reason && k.message == message) {
         return Vec::new();
     }
     // Waiting is how every start begins, and no warning.
     let normal = matches!(result, Err(Blocked::Waiting { .. }));
     let class = result.as_ref().err().map(Blocked::class);
-    vec![Event { normal, reason: reason.into(), message, class }]
+    vec![Event { normal, reason: reason.into(), message, class, origin: tried.and_then(origin) }]
+}
+
+/// The revision of what an artifact was made from: of Git, mostly.
+fn origin(artifact: &Artifact) -> Option<String> {
+    artifact.metadata.get("org.opencontainers.image.revision").cloned()
 }
 
 /// What was done before it failed belongs to the message.

@@ -242,8 +242,8 @@ pub async fn end(shared: &Arc<Shared>, applier: &Applier, object: &Arc<Object>, 
         entry.ending = false;
     }
     if let Some(message) = why {
-        let event =
-            Event { normal: false, reason: "PruneFailed".into(), message: message.into(), class: Some(Class::Spec) };
+        let (reason, message) = ("PruneFailed".into(), message.into());
+        let event = Event { normal: false, reason, message, class: Some(Class::Spec), origin: None };
         shared.backend.event(object, event).await;
     }
 }
@@ -301,12 +301,13 @@ async fn delete(
     if !log.0.is_empty() {
         let message = log.0.join("\n");
         let event =
-            Event { normal: true, reason: "ReconciliationSucceeded".into(), message, class: None };
+            Event { normal: true, reason: "ReconciliationSucceeded".into(), message, class: None, origin: None };
         shared.backend.event(object, event).await;
     }
     let Err(error) = done else { return true };
     let message = format!("pruning for deleted resource failed: {}", chain(&error));
-    let event = Event { normal: false, reason: error.reason().into(), message, class: Some(error.class()) };
+    let (reason, class) = (error.reason().into(), Some(error.class()));
+    let event = Event { normal: false, reason, message, class, origin: None };
     shared.backend.event(object, event).await;
     false
 }

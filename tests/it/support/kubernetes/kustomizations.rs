@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Kubernetes, NAMESPACE, Stage, object, path_of, with};
+use super::{Kubernetes, NAMESPACE, Stage, notification, object, path_of, with};
 use crate::support::{
     eventually,
     fixtures::{Files, files},
@@ -260,6 +260,60 @@ pub fn variables_come_from_the_spec_config_maps_and_secrets(api: &impl Kubernete
     let _larder = stage.serve(&[]);
     stage.ready(&path_of(&wanted));
     assert_eq!(api.get(&format!("{MAPS}/a")).expect("applied")["data"]["k"], "hi world open");
+}
+
+pub fn what_was_applied_and_what_failed_is_told_of_each_commit(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let all = std::sync::Arc::clone(&told);
+    std::thread::spawn(move || {
+        loop {
+            let event = notification(&listener);
+            // One that waits for its source has tried nothing yet.
+            let tried = event["metadata"].get("kustomize.toolkit.fluxcd.io/revision").is_some();
+            if event["involvedObject"]["kind"] == "Kustomization" && tried {
+                all.lock().expect("no panic").push(event);
+            }
+        }
+    });
+    let commit = |name: &str| json!({ "org.opencontainers.image.revision": format!("main@sha1:{name}") });
+    let (good, bad) = (maps(&[("a", "1")]), files(&[("a.yaml", "a: [")]));
+    stage.push_annotated("team/app", "latest", &good, commit("first"));
+    let source = stage.oci_repository("app", "team/app", json!({}));
+    api.create(&source);
+    let wanted = kustomization("app", json!({}));
+    api.create(&wanted);
+    let larder = stage.serve(&["--events-addr", &format!("http://{address}/")]);
+    let group = "kustomize.toolkit.fluxcd.io";
+    let expect = |count: usize, severity: &str, name: &str| {
+        eventually("the event", || {
+            let told = told.lock().expect("no panic");
+            if told.len() >= count { Ok(()) } else { Err(format!("{told:?}")) }
+        });
+        let told = told.lock().expect("no panic");
+        let last = told.last().expect("an event");
+        assert_eq!(told.len(), count, "{told:?}");
+        assert_eq!(last["severity"], severity, "{last}");
+        assert_eq!(last["metadata"][format!("{group}/originRevision")], format!("main@sha1:{name}"), "{last}");
+        assert!(last["metadata"][format!("{group}/revision")].as_str().is_some_and(|r| r.starts_with("latest@")));
+        // People are told of it too: an event for commits alone is passed over by whoever tells them.
+        assert!(last["metadata"].get(format!("{group}/commit_status")).is_none(), "{last}");
+    };
+    expect(1, "info", "first");
+    let rounds =
+        [(&bad, "error", "second"), (&bad, "error", "third"), (&good, "info", "fourth"), (&good, "info", "fifth")];
+    for (nth, (content, severity, name)) in rounds.into_iter().enumerate() {
+        stage.push_annotated("team/app", "latest", content, commit(name));
+        stage.request(&path_of(&source), name);
+        expect(nth + 2, severity, name);
+        // A pass without news is none.
+        assert_eq!(larder.reconcile("Kustomization", NAMESPACE, "app").status, 200);
+        assert_eq!(larder.reconcile("Kustomization", NAMESPACE, "app").status, 200);
+        std::thread::sleep(Duration::from_millis(300));
+        expect(nth + 2, severity, name);
+    }
 }
 
 pub fn other_namespaces_can_be_forbidden(api: &impl Kubernetes) {
