@@ -451,8 +451,9 @@ pub(super) fn build(request: &Request<'_>, folder: &Path) -> Result<Vec<Value>, 
     Ok(objects)
 }
 
-/// Owner labels, then the common metadata, which wins as in Flux.
+/// Labels as text, owner labels, then the common metadata, which wins as in Flux.
 fn label(object: &mut Value, request: &Request<'_>) {
+    object::labels_to_text(object);
     object::set_metadata(
         object,
         "labels",
