@@ -214,6 +214,8 @@ async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked, derived: &Derived)
         Err(Blocked::Waiting { .. }) => REQUEUE_DEPENDENCY.min(interval),
         // Something newer is there already, or somebody else's turn.
         Err(Blocked::Apply(ApplyError::Canceled)) => AFTER_CANCEL,
+        // It is asked by then what the kind is served as.
+        Err(Blocked::Apply(error)) if error.unserved().is_some() => REQUEUE_DEPENDENCY.min(interval),
         Err(_) => spec.retry_interval.as_ref().map_or(interval, |retry| jittered(retry.get())),
     }
 }

@@ -134,6 +134,62 @@ pub fn what_was_applied_in_a_version_that_is_served_no_more_is_pruned(api: &impl
     api.wait_gone(&format!("{DEPLOYMENTS}/old"));
 }
 
+pub fn what_was_applied_in_a_version_that_then_goes_is_pruned_and_ended(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let open = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    let versions = |old: bool| {
+        json!([{ "name": "v1beta1", "served": old, "storage": false, "schema": { "openAPIV3Schema": open } },
+            { "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": open } }])
+    };
+    let definition = json!({ "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": "gadgets.larder.example.com" },
+        "spec": { "group": "larder.example.com", "scope": "Namespaced", "versions": versions(true),
+            "names": { "kind": "Gadget", "listKind": "GadgetList", "plural": "gadgets", "singular": "gadget" } } });
+    api.create(&definition);
+    let all = |version: &str| format!("/apis/larder.example.com/{version}/namespaces/{NAMESPACE}/gadgets");
+    eventually("both versions to be served", || {
+        let served = ["v1beta1", "v1"].map(|version| api.get(&all(version)).is_some());
+        if served == [true, true] { Ok(()) } else { Err(format!("{served:?}")) }
+    });
+    let gadget = |name: &str| {
+        json!({ "apiVersion": "larder.example.com/v1beta1", "kind": "Gadget",
+            "metadata": { "name": name, "namespace": NAMESPACE }, "spec": { "k": "1" } })
+        .to_string()
+    };
+    let kept = map("a", "1");
+    let both =
+        [("pruned/a.yaml", kept.clone()), ("pruned/b.yaml", gadget("pruned")), ("ended/b.yaml", gadget("ended"))];
+    let origin = source(&stage, &both.into_iter().map(|(path, text)| (path.to_owned(), text.into_bytes())).collect());
+    let ours = ["pruned", "ended"].map(|name| kustomization(name, json!({ "path": format!("./{name}") })));
+    ours.iter().for_each(|wanted| api.create(wanted));
+    let [pruned, ended] = ours.map(|wanted| path_of(&wanted));
+    let larder = stage.serve(&[]);
+    for path in [&pruned, &ended] {
+        stage.ready(path);
+    }
+    let place = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gadgets.larder.example.com";
+    api.patch(place, &json!({ "spec": { "versions": versions(false) } }));
+    eventually(
+        "the old version to go",
+        || if api.get(&all("v1beta1")).is_none() { Ok(()) } else { Err("there".into()) },
+    );
+    // What goes has to be found as it is served by then.
+    api.delete(&ended);
+    api.wait_gone(&ended);
+    assert!(api.get(&format!("{}/ended", all("v1"))).is_none());
+    let digest = stage.push("team/app", "latest", &files(&[("pruned/a.yaml", &kept), ("ended/none", "")]));
+    stage.request(&origin, "1");
+    applied(&stage, &pruned, &format!("latest@{digest}"));
+    assert!(api.get(&format!("{}/pruned", all("v1"))).is_none());
+    // And what comes in the new one is applied, though the kind was known as another.
+    let new = gadget("new").replace("v1beta1", "v1");
+    let digest = stage.push("team/app", "latest", &files(&[("pruned/a.yaml", &kept), ("pruned/b.yaml", &new)]));
+    stage.request(&origin, "2");
+    applied(&stage, &pruned, &format!("latest@{digest}"));
+    assert!(api.get(&format!("{}/new", all("v1"))).is_some());
+    drop(larder);
+}
+
 pub fn an_edit_is_undone_within_an_interval_and_looking_is_cheap(api: &impl Kubernetes) {
     let stage = Stage::new(api);
     source(&stage, &maps(&[("a", "1"), ("b", "1"), ("c", "1"), ("d", "1"), ("e", "1")]));

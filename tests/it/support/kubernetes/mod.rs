@@ -340,6 +340,7 @@ macro_rules! behaviours {
                 the_users_documents_end_with_the_deployment,
                 what_is_no_longer_there_is_pruned_and_an_empty_artifact_prunes_all,
                 what_was_applied_in_a_version_that_is_served_no_more_is_pruned,
+                what_was_applied_in_a_version_that_then_goes_is_pruned_and_ended,
                 an_edit_is_undone_within_an_interval_and_looking_is_cheap,
                 who_asks_for_a_pass_sees_undone_what_was_edited_before,
                 what_takes_from_fluxs_sources_is_left_to_flux,
