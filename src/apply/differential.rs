@@ -113,6 +113,7 @@ fn with_variables<T>(
         program,
         search: None,
         launcher: confine::tests::launcher(),
+        given_up: &|| false,
     };
     let result = f(&request);
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
@@ -306,6 +307,44 @@ spec:
       - {name: i, image: nginx}
 ";
 
+const ANNOTATIONS: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: annotated
+  labels: {a: true, b: 9090}
+  annotations:
+    prometheus.io/scrape: true
+    prometheus.io/port: 9090
+    a: yes
+    b: 1.50
+    c: 1e3
+    d: 0x10
+    e: 010
+    f: 1_000
+    g: ~
+    h: null
+    i:
+    j: .inf
+    k: 2001-01-01
+    l: !!int 5
+    m: "5"
+    n: [1]
+    o: {p: 1}
+    q: &q -0
+    r: *q
+---
+apiVersion: v1
+kind: List
+items:
+- apiVersion: apps/v1
+  kind: Deployment
+  metadata: {name: annotated, annotations: {a: true, b: 9090, c: ~, d: 1e3, e: 010}}
+  spec:
+    template:
+      metadata: {annotations: {a: true, b: 1e3}, labels: {c: 1}}
+"#;
+
 #[test]
 fn made_input_renders_as_kustomize_renders_it() {
     let Some(program) = program() else { return };
@@ -314,6 +353,7 @@ fn made_input_renders_as_kustomize_renders_it() {
         ("b/cluster.yml", CLUSTER),
         ("empty.yaml", "# nothing\n---\n"),
         ("open.yaml", OPEN),
+        ("annotations.yaml", ANNOTATIONS),
     ]);
     for fields in [
         json!({}),
@@ -605,8 +645,35 @@ fn variables_are_replaced_in_the_text_so_that_values_take_their_type() {
         assert!(text.contains(words) && !text.contains("hidden"), "{text}");
         assert_eq!((error.reason(), error.is_stalled()), ("BuildFailed", false));
     }
+    let mut growing = variables.clone();
+    growing.set("map", &"x".repeat(5 << 20));
+    let error = objects(&growing).unwrap_err();
+    let text = crate::class::chain(&error);
+    assert!(text.contains("post build failed for ConfigMap/${ns:=apps}/a: variable \"map\": its expression"), "{text}");
+    assert_eq!((error.reason(), error.class()), ("BuildFailed", crate::class::Class::Limit));
+    let error = with_variables(root.path(), &spec, None, Some(&variables), |request| {
+        render::objects(&Request {
+            given_up: &|| true,
+            root: request.root.clone(),
+            scratch: request.scratch.clone(),
+            program: None,
+            search: None,
+            launcher: request.launcher.clone(),
+            ..*request
+        })
+    });
+    assert!(matches!(error, Err(RenderError::GivenUp)), "{error:?}");
     let error = objects(&Variables::default()).unwrap_err();
     assert!(crate::class::chain(&error).contains("variable not set: \"map\""), "{error}");
+}
+
+#[test]
+fn labels_are_applied_as_text() {
+    let root = files(&[("a.yaml", ANNOTATIONS)]);
+    let objects = with_request(root.path(), &spec(json!({})), None, render::objects).unwrap();
+    let labels = &objects[0].1["metadata"]["labels"];
+    assert_eq!((&labels["a"], &labels["b"]), (&json!("true"), &json!("9090")), "{labels}");
+    assert_eq!(objects[0].1["metadata"]["annotations"]["prometheus.io/scrape"], "true");
 }
 
 #[test]

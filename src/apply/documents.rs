@@ -4,7 +4,7 @@
 //! other choice, to leave it out, would delete from a cluster what a typing error hides. Lists are unfolded. The
 //! same object twice is an error.
 
-use std::{collections::HashSet, fs, path::Path};
+use std::{borrow::Cow, collections::HashSet, fs, path::Path};
 
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ const NOT_A_MANIFEST: &str =
 /// The objects of one file's text. `place` names the file in messages.
 pub fn parse(text: &str, place: &str, budget: &mut Budget) -> Result<Vec<Value>, RenderError> {
     // kustomize takes Windows' line ends for line ends, also within text.
-    let text = text.replace("\r\n", "\n");
+    let text = if text.contains("\r\n") { Cow::Owned(text.replace("\r\n", "\n")) } else { Cow::Borrowed(text) };
     let documents = yaml::documents(&text, budget).map_err(|source| RenderError::Yaml {
         place: place.to_owned(),
         source: Box::new(source),
@@ -83,13 +83,28 @@ fn unfold(document: Value, place: &str, objects: &mut Vec<Value>) -> Result<(), 
             None => {}
         }
     }
-    let object = Value::Object(map);
+    let mut object = Value::Object(map);
+    annotations_to_text(&mut object);
     let id = Id::of(&object);
     if id.name.is_empty() {
         return wrong(&format!("{} has no metadata.name, or one that is not text", id.kind));
     }
     objects.push(object);
     Ok(())
+}
+
+/// What of annotations is not text by now is made text as kustomize does it: of a list's objects by their meaning, of what no text
+/// can be an empty one.
+fn annotations_to_text(object: &mut Value) {
+    let annotations = object.get_mut("metadata").and_then(|metadata| metadata.get_mut("annotations"));
+    for value in annotations.and_then(Value::as_object_mut).into_iter().flat_map(|map| map.values_mut()) {
+        let text = match &*value {
+            Value::String(_) => continue,
+            Value::Array(_) | Value::Object(_) => String::new(),
+            other => other.to_string(),
+        };
+        *value = text.into();
+    }
 }
 
 /// An error if two objects are the same to kustomize.

@@ -28,6 +28,7 @@ pub mod substitute;
 mod transform;
 mod tree;
 mod validate;
+mod variables;
 mod yaml;
 pub mod yaml_text;
 

@@ -132,6 +132,18 @@ pub fn set_metadata<'a>(object: &mut Value, field: &str, pairs: impl IntoIterato
     }
 }
 
+/// Makes text of labels that are none: the API server takes no others.
+pub fn labels_to_text(object: &mut Value) {
+    let labels = object.get_mut("metadata").and_then(|metadata| metadata.get_mut("labels"));
+    for value in labels.and_then(Value::as_object_mut).into_iter().flat_map(|map| map.values_mut()) {
+        match value {
+            Value::Bool(_) | Value::Number(_) => *value = value.to_string().into(),
+            Value::Null => *value = "".into(),
+            _ => {}
+        }
+    }
+}
+
 /// The mapping under `name`, made where there is none.
 pub fn mapping<'v>(parent: &'v mut Map<String, Value>, name: &str) -> &'v mut Map<String, Value> {
     let value = parent.entry(name).or_insert(Value::Null);

@@ -13,13 +13,18 @@
 //! `ssa: Ignore`, as label or annotation) are not in the file; as in Flux, they keep their entry in the inventory, so
 //! that nothing deletes them.
 //!
-//! **Bounds.** 64 MiB of manifests and of output, a million YAML nodes with aliases expanded, nesting of 128, and for
-//! the program 30 s of CPU, `spec.timeout` (else 60 s) of time, 1 GiB of memory.
+//! **Bounds.** 64 MiB of manifests and of output, a million YAML nodes with aliases expanded, nesting of 128, what
+//! [`substitute`](super::substitute) says of variables, and for the program 30 s of CPU, `spec.timeout` (else 60 s) of time, 1 GiB of memory.
 //!
 //! **Concurrency.** Any number of calls at once; each works in a folder of its own below `scratch` and removes it.
 //! After a crash that folder remains, for the owner of `scratch` to clear at the next start.
 
-use std::{ffi::OsString, fs, io, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -30,7 +35,7 @@ use super::{
     object::{self, Id},
     order, overlay,
     program::ProgramError,
-    substitute::{SubstituteError, Variables, substitute},
+    substitute::{SubstituteError, Variables, Work, substitute},
     transform, tree, validate,
     yaml::{self, Budget, YamlError},
 };
@@ -59,6 +64,14 @@ pub struct Request<'a> {
     pub search: Option<OsString>,
     /// How to start this program again for the confined part: `Launcher::own(std::env::current_exe()?)`.
     pub launcher: Launcher,
+    /// Whether nobody waits for it any more; asked on the way.
+    pub given_up: &'a dyn Fn() -> bool,
+}
+
+impl Request<'_> {
+    fn go_on(&self) -> Result<(), RenderError> {
+        if (self.given_up)() { Err(RenderError::GivenUp) } else { Ok(()) }
+    }
 }
 
 /// What came out.
@@ -213,6 +226,9 @@ pub enum RenderError {
         /// What is too large.
         what: String,
     },
+    /// Its time is over, or its Kustomization went.
+    #[error("rendering was given up")]
+    GivenUp,
     /// The program.
     #[error(transparent)]
     Program(#[from] ProgramError),
@@ -236,6 +252,7 @@ impl RenderError {
                 Class::Spec
             }
             Self::Yaml { source, .. } if source.is_limit() => Class::Limit,
+            Self::Substitution { source, .. } if source.is_limit() => Class::Limit,
             Self::NotAFolder { .. }
             | Self::Yaml { .. }
             | Self::Manifest { .. }
@@ -247,7 +264,7 @@ impl RenderError {
             | Self::Invalid { .. }
             | Self::Kustomization { .. } => Class::Layer,
             Self::Remote { .. } | Self::Outside { .. } => Class::Policy,
-            Self::TooLarge { .. } => Class::Limit,
+            Self::TooLarge { .. } | Self::GivenUp => Class::Limit,
             Self::Program(error) => error.class(),
             Self::Disk { .. } => Class::Disk,
         }
@@ -300,6 +317,7 @@ pub fn objects(request: &Request<'_>) -> Result<Vec<(Id, Value)>, RenderError> {
         return Err(RenderError::NotAFolder { path: shown(path) });
     }
 
+    request.go_on()?;
     let mut objects = build(request, &folder)?;
     refuse_unnamed(&objects)?;
     // Flux applies no kustomization, whatever file it is in.
@@ -311,9 +329,10 @@ pub fn objects(request: &Request<'_>) -> Result<Vec<(Id, Value)>, RenderError> {
         return Err(RenderError::Encrypted { id: Box::new(Id::of(object)) });
     }
     if let Some(variables) = request.variables {
-        replace_variables(&mut objects, variables)?;
+        replace_variables(&mut objects, variables, request)?;
         refuse_unnamed(&objects)?;
     }
+    request.go_on()?;
     for object in &mut objects {
         label(object, request);
     }
@@ -338,18 +357,23 @@ fn refuse_unnamed(objects: &[Value]) -> Result<(), RenderError> {
 }
 
 /// Replaces the variables in each object's text, as Flux does.
-fn replace_variables(objects: &mut [Value], variables: &Variables) -> Result<(), RenderError> {
+fn replace_variables(objects: &mut [Value], variables: &Variables, request: &Request<'_>) -> Result<(), RenderError> {
+    // Whoever was given up must not touch what is remembered: another has begun.
+    request.go_on()?;
+    variables.begin();
     if let Some(name) = variables.bad_name() {
         return Err(RenderError::Variable { name: name.chars().take(80).collect() });
     }
-    let mut budget = Budget::default();
+    let (mut budget, mut work) = (Budget::default(), Work::new(request.given_up));
     for object in objects.iter_mut().filter(|object| !marks::no_substitution(object)) {
+        request.go_on()?;
         let id = || Box::new(Id::of(object));
         let text = emit::template(object);
         if !text.contains('$') {
             continue;
         }
-        let text = substitute(&text, variables).map_err(|source| RenderError::Substitution { id: id(), source })?;
+        let text =
+            substitute(&text, variables, &mut work).map_err(|source| RenderError::Substitution { id: id(), source })?;
         // The reason of a syntax error may quote a value.
         let mut found = yaml::documents(&text, &mut budget).map_err(|error| RenderError::Substituted {
             id: id(),
@@ -386,8 +410,16 @@ pub fn refuse_unsupported(spec: &KustomizationSpec) -> Result<(), RenderError> {
     Ok(())
 }
 
+/// How many bytes of YAML a rendering of `path` below `root` reads, at least nearly: a kustomization may take from all of the
+/// artifact. Synchronous: run it behind `blocking::io`.
+pub fn input(root: &Path, path: &str) -> u64 {
+    let folder = tree::secure_join(root, path);
+    let whole = tree::kustomization_file(&folder).is_some();
+    tree::yaml_bytes(if whole { root } else { &folder })
+}
+
 /// The objects as kustomize gives them, before labels and order.
-pub(super) fn build(request: &Request<'_>, folder: &std::path::Path) -> Result<Vec<Value>, RenderError> {
+pub(super) fn build(request: &Request<'_>, folder: &Path) -> Result<Vec<Value>, RenderError> {
     let spec = request.spec;
     let given = |field: &Option<String>| field.as_deref().is_some_and(|text| !text.is_empty());
     let asks = !spec.patches.is_empty()
@@ -419,8 +451,9 @@ pub(super) fn build(request: &Request<'_>, folder: &std::path::Path) -> Result<V
     Ok(objects)
 }
 
-/// Owner labels, then the common metadata, which wins as in Flux.
+/// Labels as text, owner labels, then the common metadata, which wins as in Flux.
 fn label(object: &mut Value, request: &Request<'_>) {
+    object::labels_to_text(object);
     object::set_metadata(
         object,
         "labels",

@@ -11,80 +11,24 @@
 //! ```
 //!
 //! A variable that is not set is an error unless its expression has a default.
+//!
+//! **Bounds.** An expression yields 4 MiB at most, the expressions of one rendering write 64 MiB together, and look at 2^28
+//! bytes or so, a second's work: what is written is known before there is room made for it. Whoever renders can give it up.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
-
-use crate::secret::Secret;
+pub use super::variables::{Derived, Variables};
 
 /// How deep expressions may nest.
 const MAX_DEPTH: usize = 32;
-/// A Secret's value that is shorter, in bytes, keeps nothing to itself, and would hide letters of any text.
-const MIN_HIDDEN: usize = 4;
-
-/// What the variables are; never shown, since a part of them may come from Secrets.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Variables {
-    values: BTreeMap<String, String>,
-    /// The values of Secrets, as they are and as Go quotes them.
-    hidden: BTreeSet<String>,
-}
-
-impl fmt::Debug for Variables {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Variables({})", self.values.len())
-    }
-}
-
-impl Variables {
-    /// Sets a variable; a later value wins. Line feeds are left out, as in Flux: a value stands within one line of YAML.
-    pub fn set(&mut self, name: &str, value: &str) {
-        self.values.insert(name.to_owned(), value.replace('\n', ""));
-    }
-
-    /// Sets a variable that comes from a Secret.
-    pub fn set_secret(&mut self, name: &str, value: &Secret) {
-        self.set(name, value.expose());
-        for line in value.expose().split('\n').map(str::trim).filter(|line| line.len() >= MIN_HIDDEN) {
-            let quoted = format!("{line:?}");
-            self.hidden.insert(quoted[1..quoted.len() - 1].to_owned());
-            self.hidden.insert(line.to_owned());
-        }
-        if let Some(value) = self.values.get(name).filter(|value| value.len() >= MIN_HIDDEN) {
-            self.hidden.insert(value.clone());
-        }
-    }
-
-    /// `text` without the values of Secrets: who refuses an object quotes what stands in it.
-    pub fn hide(&self, text: &str) -> String {
-        // The longest first: one may be a part of another.
-        let mut hidden: Vec<&String> = self.hidden.iter().collect();
-        hidden.sort_by_key(|value| std::cmp::Reverse(value.len()));
-        hidden.into_iter().fold(text.to_owned(), |text, value| text.replace(value.as_str(), "[redacted]"))
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    /// Names and values in their order, for a fingerprint.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
-    }
-
-    /// The first name that no expression could have.
-    pub fn bad_name(&self) -> Option<&str> {
-        let fits = |name: &str| {
-            let mut bytes = name.bytes();
-            bytes.next().is_some_and(|b| b == b'_' || b.is_ascii_alphabetic())
-                && bytes.all(|b| b == b'_' || b.is_ascii_alphanumeric())
-        };
-        self.values.keys().map(String::as_str).find(|name| !fits(name))
-    }
-}
+/// What one expression may yield, in bytes: an API server takes no object that is larger.
+const MAX_RESULT: usize = 4 << 20;
+/// What all expressions of a rendering may write together, what they hold in between included.
+const MAX_WRITTEN: usize = 64 << 20;
+/// What they may look at.
+const MAX_STEPS: usize = 1 << 28;
+/// How many steps lie between two questions whether it is still wanted.
+const ASK_EVERY: usize = 1 << 20;
+/// What an expression costs by itself, in steps.
+const EXPRESSION: usize = 16;
 
 /// Why a text cannot be substituted.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -106,14 +50,94 @@ pub enum SubstituteError {
     /// Nested too deep.
     #[error("expressions nest more than {MAX_DEPTH} deep")]
     Deep,
+    /// Over a bound.
+    #[error("variable {name:?}: {why}")]
+    TooLarge {
+        /// The variable.
+        name: String,
+        /// Which bound.
+        why: Over,
+    },
+    /// The rendering is not wanted any more.
+    #[error("it was given up")]
+    GivenUp,
+}
+
+impl SubstituteError {
+    /// Whether a bound was passed, in contrast to a text that is wrong.
+    pub fn is_limit(&self) -> bool {
+        matches!(self, Self::Deep | Self::TooLarge { .. } | Self::GivenUp)
+    }
+}
+
+/// Which bound was passed.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Over {
+    /// Of one expression.
+    #[error("its expression yields more than {} MiB", MAX_RESULT >> 20)]
+    Result,
+    /// Of all together.
+    #[error("the expressions up to this one yield more than {} MiB together", MAX_WRITTEN >> 20)]
+    Written,
+    /// Of time.
+    #[error("the expressions up to this one take too much work, {MAX_STEPS} steps")]
+    Steps,
+    /// None: it is not wanted any more.
+    #[error("it was given up")]
+    GivenUp,
+}
+
+impl Over {
+    fn at(self, name: &str) -> SubstituteError {
+        match self {
+            Self::GivenUp => SubstituteError::GivenUp,
+            why => SubstituteError::TooLarge { name: name.chars().take(80).collect(), why },
+        }
+    }
+}
+
+/// What the expressions of one rendering may still do.
+pub struct Work<'a> {
+    bytes: usize,
+    steps: usize,
+    ask_below: usize,
+    given_up: &'a dyn Fn() -> bool,
+}
+
+impl<'a> Work<'a> {
+    /// All of it, as long as it is not given up.
+    pub fn new(given_up: &'a dyn Fn() -> bool) -> Self {
+        Self { bytes: MAX_WRITTEN, steps: MAX_STEPS, ask_below: MAX_STEPS, given_up }
+    }
+
+    /// Before `more` bytes are added to a text of `size`.
+    fn write(&mut self, size: usize, more: usize) -> Result<(), Over> {
+        if size.saturating_add(more) > MAX_RESULT {
+            return Err(Over::Result);
+        }
+        self.bytes = self.bytes.checked_sub(more).ok_or(Over::Written)?;
+        self.step(more)
+    }
+
+    /// Before `steps` bytes are looked at.
+    fn step(&mut self, steps: usize) -> Result<(), Over> {
+        self.steps = self.steps.checked_sub(steps).ok_or(Over::Steps)?;
+        if self.steps < self.ask_below {
+            self.ask_below = self.steps.saturating_sub(ASK_EVERY);
+            if (self.given_up)() {
+                return Err(Over::GivenUp);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `text` with its expressions replaced.
 ///
 /// # Errors
-/// Any expression that is none, or that has no value.
-pub fn substitute(text: &str, variables: &Variables) -> Result<String, SubstituteError> {
-    let mut parser = Parser { text, at: 0, variables };
+/// Any expression that is none, that has no value, or that passes a bound.
+pub fn substitute(text: &str, variables: &Variables, work: &mut Work<'_>) -> Result<String, SubstituteError> {
+    let mut parser = Parser { text, at: 0, variables, work };
     let mut out = String::with_capacity(text.len());
     while let Some(dollar) = parser.rest().find('$') {
         out.push_str(&parser.rest()[..dollar]);
@@ -134,13 +158,14 @@ pub fn substitute(text: &str, variables: &Variables) -> Result<String, Substitut
     Ok(out)
 }
 
-struct Parser<'t> {
+struct Parser<'t, 'w, 'a> {
     text: &'t str,
     at: usize,
     variables: &'t Variables,
+    work: &'w mut Work<'a>,
 }
 
-impl<'t> Parser<'t> {
+impl<'t> Parser<'t, '_, '_> {
     fn rest(&self) -> &'t str {
         &self.text[self.at..]
     }
@@ -185,49 +210,55 @@ impl<'t> Parser<'t> {
             return Err(wrong("after ${ stands the name of a variable"));
         }
         const CLOSE: &str = "it is not closed by }";
+        let over = |over: Over| over.at(name);
+        self.work.step(EXPRESSION).map_err(over)?;
         if self.take("}") {
-            return Ok(self.value(name)?.to_owned());
+            return self.copy(name);
         }
         if [":=", ":-", ":?", ":+", "="].iter().any(|operator| self.take(operator)) {
-            let default = self.argument("}", false, depth)?;
+            let default = self.argument(name, "}", false, depth)?;
             if !self.take("}") {
                 return Err(wrong(CLOSE));
             }
-            let value = self.variables.values.get(name).map(String::as_str).unwrap_or_default();
-            return Ok(if value.is_empty() { default } else { value.to_owned() });
+            let is_set = self.variables.get(name).is_some_and(|value| !value.is_empty());
+            return if is_set { self.copy(name) } else { Ok(default) };
         }
         // All others read the value, so it has to be there.
         let result = if self.take(":") {
-            let from = self.argument(":}", false, depth)?;
-            let length = if self.take(":") { Some(self.argument("}", false, depth)?) } else { None };
-            slice(self.value(name)?, &from, length.as_deref())
+            let from = self.argument(name, ":}", false, depth)?;
+            let length = if self.take(":") { Some(self.argument(name, "}", false, depth)?) } else { None };
+            slice(self.value(name)?, &from, length.as_deref(), self.work)
         } else if let Some(operator) = ["//", "/#", "/%", "/"].into_iter().find(|o| self.take(o)) {
-            let pattern = self.argument("/", true, depth)?;
+            let pattern = self.argument(name, "/", true, depth)?;
             if !self.take("/") {
                 return Err(wrong("a / stands between what is replaced and what replaces it"));
             }
-            let by = self.argument("}", true, depth)?;
-            replace(operator, self.value(name)?, &pattern, &by)
+            let by = self.argument(name, "}", true, depth)?;
+            replace(operator, self.value(name)?, &pattern, &by, self.work)
         } else if let Some(operator) = ["##", "#", "%%", "%"].into_iter().find(|o| self.take(o)) {
-            let pattern = self.argument("}", false, depth)?;
-            trim(operator, self.value(name)?, &pattern)
+            let pattern = self.argument(name, "}", false, depth)?;
+            trim(operator, self.value(name)?, &pattern, self.work)
         } else if let Some(operator) = ["^^", "^", ",,", ","].into_iter().find(|o| self.take(o)) {
-            recase(operator, self.value(name)?)
+            recase(operator, self.value(name)?, self.work)
         } else {
             return Err(wrong(CLOSE));
         };
+        let result = result.map_err(over)?;
         if !self.take("}") {
             return Err(wrong(CLOSE));
         }
+        self.variables.made(name, &result);
         Ok(result)
     }
 
-    /// Text up to one of `ends`, with what variables it holds.
-    fn argument(&mut self, ends: &str, escapes: bool, depth: usize) -> Result<String, SubstituteError> {
+    /// Text up to one of `ends`, with what variables it holds; `of` is the variable whose expression it belongs to.
+    fn argument(&mut self, of: &str, ends: &str, escapes: bool, depth: usize) -> Result<String, SubstituteError> {
         let mut out = String::new();
         while let Some(next) = self.rest().chars().next() {
             if self.rest().starts_with("${") {
-                out.push_str(&self.expression(depth + 1)?);
+                let inner = self.expression(depth + 1)?;
+                self.work.write(out.len(), inner.len()).map_err(|over| over.at(of))?;
+                out.push_str(&inner);
                 continue;
             }
             if ends.contains(next) {
@@ -238,89 +269,110 @@ impl<'t> Parser<'t> {
                 self.at += 1;
             }
             let Some(c) = self.rest().chars().next() else { break };
+            self.work.write(out.len(), c.len_utf8()).map_err(|over| over.at(of))?;
             out.push(c);
             self.at += c.len_utf8();
         }
         Ok(out)
     }
 
+    /// The value as it is.
+    fn copy(&mut self, name: &str) -> Result<String, SubstituteError> {
+        let value = self.value(name)?;
+        self.work.write(0, value.len()).map_err(|over| over.at(name))?;
+        Ok(value.to_owned())
+    }
+
     fn value(&self, name: &str) -> Result<&'t str, SubstituteError> {
-        let found = self.variables.values.get(name);
-        found.map(String::as_str).ok_or_else(|| SubstituteError::Unset { name: name.chars().take(80).collect() })
+        self.variables.get(name).ok_or_else(|| SubstituteError::Unset { name: name.chars().take(80).collect() })
     }
 }
 
 /// By bytes, as Go counts them; numbers that are none leave the value as it is, as in bash.
-fn slice(value: &str, from: &str, length: Option<&str>) -> String {
+fn slice(value: &str, from: &str, length: Option<&str>, work: &mut Work<'_>) -> Result<String, Over> {
+    work.write(0, value.len())?;
     let (Ok(from), Ok(length)) = (from.parse::<i64>(), length.map(str::parse::<i64>).transpose()) else {
-        return value.to_owned();
+        return Ok(value.to_owned());
     };
     let size = i64::try_from(value.len()).unwrap_or(i64::MAX);
     let start = if from < 0 { (size + from).max(0) } else { from.min(size) };
     let end = length.map_or(size, |length| start.saturating_add(length).clamp(start, size));
     let place = |at: i64| usize::try_from(at).unwrap_or(0);
-    String::from_utf8_lossy(&value.as_bytes()[place(start)..place(end)]).into_owned()
+    Ok(String::from_utf8_lossy(&value.as_bytes()[place(start)..place(end)]).into_owned())
 }
 
-fn replace(operator: &str, value: &str, pattern: &str, by: &str) -> String {
-    match operator {
+fn replace(operator: &str, value: &str, pattern: &str, by: &str, work: &mut Work<'_>) -> Result<String, Over> {
+    work.step(value.len() + pattern.len())?;
+    let times = match operator {
+        "//" => value.matches(pattern).count(),
+        "/#" => usize::from(value.starts_with(pattern)),
+        "/%" => usize::from(value.ends_with(pattern)),
+        _ => usize::from(value.contains(pattern)),
+    };
+    work.write(value.len() - times * pattern.len(), times.saturating_mul(by.len()))?;
+    work.write(0, value.len() - times * pattern.len())?;
+    Ok(match operator {
         "//" => value.replace(pattern, by),
         "/#" => value.strip_prefix(pattern).map_or_else(|| value.to_owned(), |rest| format!("{by}{rest}")),
         "/%" => value.strip_suffix(pattern).map_or_else(|| value.to_owned(), |rest| format!("{rest}{by}")),
         _ => value.replacen(pattern, by, 1),
-    }
+    })
 }
 
-fn recase(operator: &str, value: &str) -> String {
+fn recase(operator: &str, value: &str, work: &mut Work<'_>) -> Result<String, Over> {
+    // A letter's other case may be three times as long.
+    work.write(0, value.len())?;
     let first = |change: fn(char) -> String| {
         let mut chars = value.chars();
         chars.next().map_or_else(String::new, |c| change(c) + chars.as_str())
     };
-    match operator {
+    let result = match operator {
         "^^" => value.to_uppercase(),
         ",," => value.to_lowercase(),
         "^" => first(|c| c.to_uppercase().collect()),
         _ => first(|c| c.to_lowercase().collect()),
-    }
+    };
+    work.write(value.len(), result.len().saturating_sub(value.len()))?;
+    Ok(result)
 }
 
 /// Without what matches at the start (`#`) or the end (`%`): the longest match if the sign is doubled.
-fn trim(operator: &str, value: &str, pattern: &str) -> String {
+fn trim(operator: &str, value: &str, pattern: &str, work: &mut Work<'_>) -> Result<String, Over> {
+    work.write(0, value.len())?;
     let pattern: Vec<char> = pattern.chars().collect();
     let text: Vec<char> = value.chars().collect();
-    let at_start = operator.starts_with('#');
+    let (at_start, longest) = (operator.starts_with('#'), operator.len() == 2);
     // An empty match takes nothing away, so it is not looked for.
-    let mut lengths: Vec<usize> = (1..=text.len()).collect();
-    if operator.len() == 2 {
-        lengths.reverse();
-    }
-    for length in lengths {
+    for nth in 0..text.len() {
+        let length = if longest { text.len() - nth } else { nth + 1 };
         let (part, rest) = if at_start {
             text.split_at(length)
         } else {
             let (rest, part) = text.split_at(text.len() - length);
             (part, rest)
         };
-        if matches(&pattern, part) {
-            return rest.iter().collect();
+        if matches(&pattern, part, work)? {
+            return Ok(rest.iter().collect());
         }
     }
-    value.to_owned()
+    Ok(value.to_owned())
 }
 
 /// `*`, `?`, `[a-z]`, `[^a]` and `\c`, against the whole text.
-fn matches(pattern: &[char], text: &[char]) -> bool {
+fn matches(pattern: &[char], text: &[char], work: &mut Work<'_>) -> Result<bool, Over> {
     let (mut p, mut t) = (0, 0);
     // Where the last star stood, and how much it has taken.
     let mut star: Option<(usize, usize)> = None;
     loop {
+        // The end of a class is looked for.
+        work.step(if pattern.get(p) == Some(&'[') { pattern.len() - p } else { 1 })?;
         let step = match pattern.get(p) {
             Some('*') => {
                 star = Some((p + 1, t));
                 p += 1;
                 continue;
             }
-            None if t == text.len() => return true,
+            None if t == text.len() => return Ok(true),
             None => None,
             Some(_) => text.get(t).and_then(|c| one(&pattern[p..], *c)),
         };
@@ -333,7 +385,7 @@ fn matches(pattern: &[char], text: &[char]) -> bool {
                 star = Some((after, taken + 1));
                 (p, t) = (after, taken + 1);
             }
-            _ => return false,
+            _ => return Ok(false),
         }
     }
 }
@@ -369,7 +421,12 @@ fn one(pattern: &[char], c: char) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::variables::MAX_DERIVED, *};
+    use crate::secret::Secret;
+
+    fn substitute(text: &str, variables: &Variables) -> Result<String, SubstituteError> {
+        super::substitute(text, variables, &mut Work::new(&|| false))
+    }
 
     fn variables() -> Variables {
         let mut variables = Variables::default();
@@ -396,6 +453,90 @@ mod tests {
         ] {
             assert_eq!(variables.hide(text), shown);
         }
+    }
+
+    #[test]
+    fn what_expressions_make_of_a_secret_is_hidden_too() {
+        let derived = Derived::default();
+        let mut variables = Variables::new(&derived);
+        variables.set("open", "visible");
+        variables.set_secret("p", &Secret::new("hunterTWOsecret"));
+        variables.set_secret("given", &Secret::new("canary"));
+        variables.set("given", "set again");
+        for (text, made) in [
+            ("${p^^}", "HUNTERTWOSECRET"),
+            ("${p,,}", "huntertwosecret"),
+            ("${p^}", "HunterTWOsecret"),
+            ("${p:0:9}", "hunterTWO"),
+            ("${p/TWO/\"2\"}", "hunter\"2\"secret"),
+            ("${p#hunter}", "TWOsecret"),
+            ("${p%%TWO*}", "hunter"),
+            ("${unset:-${p:6}}", "TWOsecret"),
+            ("${open/e/${p^^}}", "visiblHUNTERTWOSECRET"),
+        ] {
+            variables.begin();
+            assert_eq!(substitute(text, &variables).as_deref(), Ok(made));
+            // A later pass that renders nothing has to know it as well.
+            let mut later = Variables::new(&derived);
+            later.set_secret("p", &Secret::new("hunterTWOsecret"));
+            for variables in [&variables, &later] {
+                for quoted in [made.to_owned(), format!("{made:?}")] {
+                    let shown = variables.hide(&format!("Unsupported value: {quoted}"));
+                    assert!(shown.contains("[redacted]") && !shown.to_lowercase().contains("hunter"), "{shown}");
+                    assert!(!shown.contains("secret"), "{shown}");
+                }
+            }
+        }
+        for (text, made) in [("${open^^}", "VISIBLE"), ("${unset:-default}", "default"), ("${given^^}", "SET AGAIN")] {
+            variables.begin();
+            assert_eq!(substitute(text, &variables).as_deref(), Ok(made));
+            assert_eq!(variables.hide(made), made);
+        }
+        // More of it than is remembered: better no message than one that tells.
+        variables.set_secret("large", &Secret::new("x".repeat(MAX_DERIVED)));
+        substitute("${large:1}${large:2}", &variables).unwrap();
+        assert!(variables.hide("quoted").contains("not shown"));
+    }
+
+    #[test]
+    fn what_expressions_yield_is_bounded_before_it_is_made() {
+        let mut variables = Variables::default();
+        for (name, value) in [("x", "a".repeat(10)), ("m", "A".repeat(200_000)), ("y", "b".repeat(100_000))] {
+            variables.set(name, &value);
+        }
+        let nested = (0..10).fold("a".to_owned(), |by, _| format!("${{x//a/{by}}}"));
+        let over = |name: &str, why| Err(SubstituteError::TooLarge { name: name.into(), why });
+        for (text, result) in [
+            (nested, over("x", Over::Result)),
+            ("${m//A/${y}}".to_owned(), over("m", Over::Result)),
+            ("${m//A/${y}".to_owned() + &"x".repeat(5 << 20) + "}", over("m", Over::Result)),
+            ("${n:-".to_owned() + &"x".repeat(5 << 20) + "}", over("n", Over::Result)),
+            ("${n:-".to_owned() + &"${y}".repeat(50) + "}", over("n", Over::Result)),
+            ("${y}".repeat(1000), over("y", Over::Written)),
+        ] {
+            let started = std::time::Instant::now();
+            assert_eq!(substitute(&text, &variables), result, "{}", text.chars().take(60).collect::<String>());
+            assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+        }
+        assert_eq!(substitute(&"${m//A/}".repeat(10), &variables).as_deref(), Ok(""));
+        assert!(
+            over("x", Over::Result).unwrap_err().to_string().contains("\"x\": its expression yields more than 4 MiB")
+        );
+    }
+
+    #[test]
+    fn what_takes_long_ends_by_its_steps_or_by_being_given_up() {
+        let mut variables = Variables::default();
+        variables.set("v", &"a".repeat(50_000));
+        // Each star tries every place for each length.
+        let text = "${v##*a*a*a*b}";
+        let few = &mut Work { steps: 1 << 20, ..Work::new(&|| false) };
+        let steps = SubstituteError::TooLarge { name: "v".into(), why: Over::Steps };
+        assert_eq!(super::substitute(text, &variables, few), Err(steps));
+        let asked = std::cell::Cell::new(0);
+        let third = || asked.replace(asked.get() + 1) == 2;
+        let error = super::substitute(text, &variables, &mut Work::new(&third));
+        assert_eq!((error, asked.get()), (Err(SubstituteError::GivenUp), 3));
     }
 
     #[test]

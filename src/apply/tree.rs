@@ -106,6 +106,23 @@ pub fn manifests(folder: &Path) -> Result<Manifests, RenderError> {
     Ok(found)
 }
 
+/// How large the files of YAML below `folder` are together; what cannot be read counts for nothing.
+pub fn yaml_bytes(folder: &Path) -> u64 {
+    let (mut bytes, mut seen) = (0, 0);
+    let mut pending = vec![folder.to_path_buf()];
+    while let Some(folder) = pending.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_FILES - seen) {
+            seen += 1;
+            match entry.metadata() {
+                Ok(found) if found.is_dir() => pending.push(entry.path()),
+                Ok(found) if found.is_file() && is_yaml(&entry.path()) => bytes += found.len(),
+                _ => {}
+            }
+        }
+    }
+    bytes
+}
+
 /// By Go's `filepath.Ext`, to which `.yaml` alone is an extension too.
 fn is_yaml(path: &Path) -> bool {
     let name = path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
@@ -180,6 +197,9 @@ mod tests {
         let names: Vec<_> = found.resources.iter().map(|p| p.strip_prefix(root).unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["a/.yaml", "a/z.yml", "b.yaml", "c.yaml/d.yaml", "k"]);
         assert!(found.has_kustomization);
+        fs::write(root.join("b.yaml"), "12345").unwrap();
+        fs::write(root.join("k/in.yaml"), "678").unwrap();
+        assert_eq!((yaml_bytes(root), yaml_bytes(&root.join("k")), yaml_bytes(&root.join("none"))), (8, 3, 0));
 
         let copied = root.join("copy-of-a");
         copy(&root.join("a"), &copied).unwrap();

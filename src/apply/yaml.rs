@@ -1,7 +1,8 @@
 //! YAML into JSON values, bounded.
 //!
 //! Documents are read as kustomize reads them (see [`scalar`](super::scalar)): keys are text and unique, aliases and
-//! merge keys are expanded, tags other than YAML's own count for nothing but make a scalar text. What an alias
+//! merge keys are expanded, tags other than YAML's own count for nothing but make a scalar text; an annotation of an object is
+//! the text that is written, whatever it means (`scrape: true`, `mode: 0644`), since kustomize makes text of it. What an alias
 //! stands for is paid for each time from one [`Budget`], so that a small file cannot grow without bound, and
 //! nesting is bounded, so that values can be walked by recursion.
 
@@ -103,7 +104,8 @@ pub fn documents(text: &str, budget: &mut Budget) -> Result<Vec<(usize, Value)>,
     options.block_nesting_limit = MAX_DEPTH;
     // As libyaml, from which go-yaml comes: no line feed that is not there.
     options.block_scalar_eof_without_line_feed = true;
-    let mut composer = Composer { budget, anchors: HashMap::new(), stack: Vec::new(), line: 0, root: None };
+    let mut composer =
+        Composer { budget, anchors: HashMap::new(), stack: Vec::new(), line: 0, written: false, root: None };
     let mut found = Vec::new();
     for event in Parser::new_from_str_with_options(text, options) {
         let (event, span) = event.map_err(|e| YamlError { line: e.marker().line(), problem: Problem::Syntax(e) })?;
@@ -115,6 +117,7 @@ pub fn documents(text: &str, budget: &mut Budget) -> Result<Vec<(usize, Value)>,
             }
             continue;
         }
+        composer.written = span.start.index() < span.end.index();
         composer.take(event, line).map_err(|problem| YamlError { line, problem })?;
     }
     Ok(found)
@@ -150,6 +153,8 @@ struct Composer<'b> {
     stack: Vec<Frame>,
     /// Where the document's value begins.
     line: usize,
+    /// Whether what comes is there at all: the parser has a `~` for a value that is left out.
+    written: bool,
     root: Option<Value>,
 }
 
@@ -161,6 +166,10 @@ impl Composer<'_> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.budget.charge(1, text.len())?;
+                if self.is_annotation() {
+                    let text = if self.written { text.into_owned() } else { String::new() };
+                    return self.complete(Value::String(text), anchor);
+                }
                 let plain = resolve(&text, style, tag.as_deref())?;
                 let value = match plain {
                     Plain::Value(value) => value,
@@ -203,6 +212,17 @@ impl Composer<'_> {
                 self.complete(value, 0)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether what comes is the value of one of the document's annotations.
+    fn is_annotation(&self) -> bool {
+        let named = |frame: &Frame, name: &str| matches!(frame, Frame::Mapping { key: Some(Key::Text(key)), .. } if key == name);
+        match self.stack.as_slice() {
+            [object, metadata, Frame::Mapping { key: Some(Key::Text(_)), .. }] => {
+                named(object, "metadata") && named(metadata, "annotations")
+            }
+            _ => false,
         }
     }
 
@@ -318,6 +338,22 @@ mod tests {
         documents(text, &mut Budget::default())
             .map(|found| found.into_iter().map(|(_, value)| value).collect())
             .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_annotation_is_the_text_that_is_written() {
+        let text = "metadata:\n  annotations: {a: true, b: 0x10, c: ~, d: 1e3, e: .inf, f: !!int 5, g: , h: [1], 5: x}\n  \
+                    labels: {a: 1}\nspec: {metadata: {annotations: {a: 1}}}\n";
+        let error = read(text).unwrap_err();
+        assert!(error.contains("not text"), "{error}");
+        assert_eq!(
+            read(&text.replace(", 5: x", "")).unwrap(),
+            [json!({
+                "metadata": {"annotations": {"a": "true", "b": "0x10", "c": "~", "d": "1e3", "e": ".inf", "f": "5", "g": "", "h": [1]},
+                             "labels": {"a": 1}},
+                "spec": {"metadata": {"annotations": {"a": 1}}}
+            })]
+        );
     }
 
     #[test]

@@ -65,6 +65,13 @@ impl CallError {
         matches!(self, Self::Refused { code: 404, .. })
     }
 
+    /// Whether the server has no such path, in contrast to no such object at it: the kind is not served, or not in that version
+    /// or scope. It says so without a word of its own, or in the words of a kind that it never knew.
+    pub fn is_unserved(&self) -> bool {
+        matches!(self, Self::Refused { code: 404, reason, message }
+            if reason.is_empty() || message.contains("the server could not find the requested resource"))
+    }
+
     /// Whether the object changed meanwhile.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused { code: 409, .. })
@@ -301,6 +308,15 @@ mod tests {
             assert_eq!(error.is_transient(), matches!(class, Class::Net | Class::Rate), "{error}");
         }
         assert_eq!(refusal(StatusCode::BAD_GATEWAY, b"<html>").to_string(), "502 Bad Gateway");
+        for (code, body, unserved) in [
+            (404, "404 page not found\n", true),
+            (404, r#"{"reason": "NotFound", "message": "the server could not find the requested resource"}"#, true),
+            (404, r#"{"reason": "NotFound", "message": "things.example.com \"a\" not found"}"#, false),
+            (503, "404 page not found\n", false),
+        ] {
+            let error = refusal(StatusCode::from_u16(code).unwrap(), body.as_bytes());
+            assert_eq!(error.is_unserved(), unserved, "{body}");
+        }
     }
 
     #[test]

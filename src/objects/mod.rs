@@ -251,11 +251,13 @@ pub struct Event {
     pub message: String,
     /// The class of failure that it tells of.
     pub class: Option<Class>,
+    /// Kustomization: the origin revision of what was tried, if it is not that of what was applied.
+    pub origin: Option<String>,
 }
 
 /// An event where only the log is told of it.
 fn log_event(key: &Key, event: &Event) {
-    let Event { normal, reason, message, class } = event;
+    let Event { normal, reason, message, class, origin: _ } = event;
     if *normal {
         tracing::info!(%key, reason, "{message}");
     } else {

@@ -6,6 +6,7 @@
 mod build;
 mod cluster;
 mod refusal;
+mod turn;
 mod wake;
 
 use std::{sync::Arc, time::Duration};
@@ -21,7 +22,7 @@ use crate::{
     apply::{
         cluster::{ApplyError, Log},
         render::RenderError,
-        substitute::Variables,
+        substitute::{Derived, Variables},
     },
     artifact::build::ArtifactError,
     class::{Class, chain},
@@ -34,6 +35,7 @@ use crate::{
 pub use build::{Folders, rendered_file};
 pub use cluster::{end, forget};
 pub use refusal::examine;
+pub use turn::Turns;
 pub use wake::Task;
 use wake::{Asked, Wake};
 
@@ -94,7 +96,7 @@ fn takes_from(object: &Object, spec: &KustomizationSpec, key: &Key) -> bool {
 
 async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<Wake>) {
     shared.synced().await;
-    let mut asked = Asked::default();
+    let (mut asked, derived) = (Asked::default(), Derived::default());
     if awaits_source(&shared, &key) {
         // Its artifact wakes. Sources come first then, and nobody has to read of a wait that is over in a moment.
         match tokio::time::timeout(PATIENCE, wakes.recv()).await {
@@ -109,7 +111,7 @@ async fn run(shared: Arc<Shared>, key: Key, mut wakes: mpsc::UnboundedReceiver<W
             asked.take(wake);
         }
         // Boxed, so that a Kustomization that waits does not hold the room of one that is brought up.
-        let due = Instant::now() + Box::pin(pass(&shared, &key, &asked, &mut backoff)).await;
+        let due = Instant::now() + Box::pin(pass(&shared, &key, &asked, &derived, &mut backoff)).await;
         asked.answer();
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
@@ -182,8 +184,8 @@ impl Blocked {
     }
 }
 
-/// One pass; how long until the next.
-async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked, backoff: &mut Backoff) -> Duration {
+/// One pass; how long until the next. `derived` is what the one before made of Secrets' values.
+async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked, derived: &Derived, backoff: &mut Backoff) -> Duration {
     let started = Instant::now();
     let Some((object, before)) = shared.lock().objects.get(key).map(|e| (Arc::clone(&e.object), e.status.clone()))
     else {
@@ -202,24 +204,27 @@ async fn pass(shared: &Arc<Shared>, key: &Key, asked: &Asked, backoff: &mut Back
         return super::KEEP_AGAIN;
     }
     let mut status = before.clone();
-    let (mut log, mut variables) = (Log::default(), None);
+    let (mut log, mut variables) = (Log::default(), Variables::new(derived));
     let result = bring(shared, asked, &object, spec, &mut status, &mut log, &mut variables).await;
-    let hide = |message| hide(variables.as_ref(), message);
-    let events = judge(&mut status, &before, &object, &result, &log, &hide);
+    let is_tried = |artifact: &Artifact| status.last_attempted_revision.as_ref() == Some(&artifact.revision);
+    let tried = source(shared, &object, spec).ok().filter(is_tried);
+    let hide = |message: String| variables.hide(&message);
+    let events = judge(&mut status, &before, &object, &result, &log, &hide, tried.as_ref());
     let class = result.as_ref().err().map(Blocked::class);
     shared.conclude(&object, status, events).await;
     metrics::reconciled(key.kind.name(), &key.namespace, &key.name, class, started.elapsed().as_secs_f64());
     let retry = spec.retry_interval.as_ref().and_then(|retry| periodic(retry.get())).map(jittered);
+    let soon = interval.map_or(REQUEUE_DEPENDENCY, |interval| REQUEUE_DEPENDENCY.min(interval));
     match result {
         Ok(_) => {
             backoff.reset();
             interval.unwrap_or(NEVER)
         }
-        Err(Blocked::Waiting { .. }) => {
-            interval.map_or(REQUEUE_DEPENDENCY, |interval| REQUEUE_DEPENDENCY.min(interval))
-        }
+        Err(Blocked::Waiting { .. }) => soon,
         // Something newer is there already, or somebody else's turn.
         Err(Blocked::Apply(ApplyError::Canceled)) => AFTER_CANCEL,
+        // It is asked by then what the kind is served as.
+        Err(Blocked::Apply(error)) if error.unserved().is_some() => soon,
         Err(Blocked::Refused { .. }) => retry.or(interval).unwrap_or(NEVER),
         Err(_) => retry.or(interval).unwrap_or_else(|| backoff.next_delay()),
     }
@@ -281,14 +286,14 @@ async fn bring(
     spec: &KustomizationSpec,
     status: &mut Status,
     log: &mut Log,
-    variables: &mut Option<Variables>,
+    variables: &mut Variables,
 ) -> Result<Artifact, Blocked> {
     refusal::refuse(object, spec, shared.config.cross_namespace_references)?;
     let artifact = source(shared, object, spec)?;
     dependencies(shared, object, spec, &artifact).await?;
     status.last_attempted_revision = Some(artifact.revision.clone());
-    *variables = self::variables(shared, object, spec).await?;
-    let wanted = Wanted { asked, object, spec, artifact: &artifact, variables: variables.as_ref() };
+    let replaces = self::variables(shared, object, spec, variables).await?;
+    let wanted = Wanted { asked, object, spec, artifact: &artifact, variables: replaces.then_some(&*variables) };
     match &shared.config.applier {
         Some(applier) => {
             cluster::bring(shared, applier, &wanted, status, log).await?;
@@ -299,7 +304,7 @@ async fn bring(
         }
     }
     status.last_applied_revision = Some(artifact.revision.clone());
-    status.last_applied_origin_revision = artifact.metadata.get("org.opencontainers.image.revision").cloned();
+    status.last_applied_origin_revision = origin(&artifact);
     Ok(artifact)
 }
 
@@ -308,17 +313,18 @@ fn held(kind: &str) -> Option<Kind> {
     Kind::find(kind).filter(|kind| matches!(kind, Kind::OCIRepository | Kind::GitRepository))
 }
 
-/// What `spec.postBuild` replaces; `None` where nothing is replaced.
+/// Sets what `spec.postBuild` replaces; whether anything is replaced.
 async fn variables(
     shared: &Arc<Shared>,
     object: &Object,
     spec: &KustomizationSpec,
-) -> Result<Option<Variables>, Blocked> {
+    variables: &mut Variables,
+) -> Result<bool, Blocked> {
     let Some(wanted) = spec.post_build().map_err(|message| Blocked::refused("BuildFailed", message))? else {
-        return Ok(None);
+        variables.begin();
+        return Ok(false);
     };
     let namespace = &object.key.namespace;
-    let mut variables = Variables::default();
     for from in wanted.substitute_from.iter().flatten() {
         let failed = |why: &str, class| {
             let message = format!("substitute from '{}/{}' error: {why}", from.kind, from.name);
@@ -348,7 +354,7 @@ async fn variables(
     }
     wanted.substitute.iter().flatten().for_each(|(name, value)| variables.set(name, value));
     let always = wanted.substitute_strategy.as_deref() == Some("Always");
-    Ok((always || !variables.is_empty()).then_some(variables))
+    Ok(always || !variables.is_empty())
 }
 
 /// Says in the status that a pass is under way.
@@ -427,6 +433,7 @@ fn judge(
     result: &Result<Artifact, Blocked>,
     log: &Log,
     hide: &dyn Fn(String) -> String,
+    tried: Option<&Artifact>,
 ) -> Vec<Event> {
     let (generation, now) = (object.metadata.generation, Timestamp::now());
     if let Some(token) = object.requested_at() {
@@ -445,7 +452,8 @@ fn judge(
                 || !before.conditions.is_true(kinds::READY);
             let is_new = is_new || !log.0.is_empty();
             let message = with_log(message, log);
-            let event = Event { normal: true, reason: "ReconciliationSucceeded".into(), message, class: None };
+            let reason = "ReconciliationSucceeded".into();
+            let event = Event { normal: true, reason, message, class: None, origin: origin(artifact) };
             return if is_new { vec![event] } else { Vec::new() };
         }
         Err(Blocked::Waiting { reason, message }) => (*reason, message.clone(), false),
@@ -472,13 +480,20 @@ fn judge(
     }
     conditions.set(kinds::READY, ConditionStatus::False, reason, &message, generation, now);
     let known = before.conditions.find(kinds::READY);
-    if known.is_some_and(|k| k.reason == reason && k.message == message) {
+    // Of each revision it is told, also where the reason is the same: a commit of its own may wait for it.
+    let is_tried = before.last_attempted_revision == status.last_attempted_revision;
+    if is_tried && known.is_some_and(|k| k.reason == reason && k.message == message) {
         return Vec::new();
     }
     // Waiting is how every start begins, and no warning.
     let normal = matches!(result, Err(Blocked::Waiting { .. }));
     let class = result.as_ref().err().map(Blocked::class);
-    vec![Event { normal, reason: reason.into(), message, class }]
+    vec![Event { normal, reason: reason.into(), message, class, origin: tried.and_then(origin) }]
+}
+
+/// The revision of what an artifact was made from: of Git, mostly.
+fn origin(artifact: &Artifact) -> Option<String> {
+    artifact.metadata.get("org.opencontainers.image.revision").cloned()
 }
 
 /// What was done before it failed belongs to the message.

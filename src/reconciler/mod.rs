@@ -82,6 +82,7 @@ pub struct Shared {
     filled: watch::Sender<bool>,
     builds: Flight<source::BuildKey, Result<Arc<source::Obtained>, Arc<failure::Failure>>>,
     folders: kustomization::Folders,
+    turns: kustomization::Turns,
     probes: Probes,
 }
 
@@ -153,6 +154,7 @@ impl Reconciler {
             recalled: AtomicBool::new(false),
             builds: Flight::default(),
             folders: kustomization::Folders::default(),
+            turns: kustomization::Turns::default(),
         });
         let mut changes = shared.backend.changes();
         loop {

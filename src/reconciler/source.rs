@@ -158,6 +158,7 @@ async fn pass(
         reason: "PlatformMismatch".into(),
         message,
         class: None,
+        origin: None,
     }));
     let failure = result.err();
     if let Some(failure) = &failure {

@@ -121,7 +121,7 @@ pub fn tell(before: &Status, after: &Status, desired: &Desired, result: &Result<
                 message.push_str(&format!(", origin source '{source}', origin revision '{revision}'"));
             }
             let reason = if is_new { "NewArtifact" } else { "Succeeded" };
-            vec![Event { normal: true, reason: reason.into(), message, class: None }]
+            vec![Event { normal: true, reason: reason.into(), message, class: None, origin: None }]
         }
         (Err(failure), _) => {
             let known = before.conditions.find(failure.condition);
@@ -136,6 +136,7 @@ pub fn tell(before: &Status, after: &Status, desired: &Desired, result: &Result<
                         reason: failure.reason.into(),
                         message: now.message.clone(),
                         class: Some(failure.class),
+                        origin: None,
                     }]
                 }
                 _ => Vec::new(),
@@ -171,7 +172,8 @@ pub async fn record_refusal(shared: &Arc<Shared>, object: &Arc<Object>, refused:
     }
     conditions.summarize_ready(generation, now);
     tracing::debug!(key = %object.key, class = %refused.class, reason = refused.reason, "{message}");
-    let event = Event { normal: false, reason: refused.reason.into(), message, class: Some(refused.class) };
+    let (reason, class) = (refused.reason.into(), Some(refused.class));
+    let event = Event { normal: false, reason, message, class, origin: None };
     shared.conclude(object, status, if new { vec![event] } else { Vec::new() }).await;
     record(&object.key, Some(refused.class), started.elapsed());
 }

@@ -91,7 +91,7 @@ impl Api {
         read(&body)
     }
 
-    /// A whole object; `None` if there is none.
+    /// A whole object; `None` if there is none. That its kind is not served at that path is an error, here and below.
     pub async fn object(
         &self,
         who: &Identity,
@@ -128,7 +128,7 @@ impl Api {
     async fn get<T: DeserializeOwned>(&self, who: &Identity, path: &str, accept: &str) -> Result<Option<T>, CallError> {
         match self.0.call(&Method::GET, path, who, &[(header::ACCEPT, accept)], &[]).await {
             Ok((_, body)) => read(&body).map(Some),
-            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) if error.is_not_found() && !error.is_unserved() => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -204,7 +204,7 @@ impl Api {
         let path = of.object(namespace, name);
         match self.0.call(&Method::DELETE, &path, who, &headers, options.to_string().as_bytes()).await {
             Ok(_) => Ok(()),
-            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) if error.is_not_found() && !error.is_unserved() => Ok(()),
             Err(error) => Err(error),
         }
     }

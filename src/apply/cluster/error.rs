@@ -98,6 +98,16 @@ impl ApplyError {
         if source.is_not_found() { Self::NotFound { id, source } } else { Self::DryRun { id, source } }
     }
 
+    /// The group of an object whose kind is not served as it was known to be.
+    pub fn unserved(&self) -> Option<&str> {
+        match self {
+            Self::DryRun { id, source } | Self::NotFound { id, source } | Self::Call { id, source, .. } => {
+                source.is_unserved().then_some(&id.group)
+            }
+            _ => None,
+        }
+    }
+
     /// The class of failure.
     pub fn class(&self) -> Class {
         match self {

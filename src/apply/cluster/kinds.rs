@@ -1,4 +1,5 @@
-//! Which kinds the API server knows. One list a group and version, kept until a kind is missed in it.
+//! Which kinds the API server knows. One list a group and version, kept until a kind is missed in it, or is not served where
+//! it says.
 
 use std::{
     collections::HashMap,
@@ -7,7 +8,10 @@ use std::{
 
 use serde::Deserialize;
 
-use super::api::{Api, CallError, Resource};
+use super::{
+    api::{Api, CallError, Resource},
+    error::ApplyError,
+};
 use crate::apply::object::Id;
 
 type Known = Arc<HashMap<String, Arc<Resource>>>;
@@ -56,6 +60,18 @@ impl Kinds {
         let resource = known.get(kind).cloned();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place, known);
         Ok(resource)
+    }
+
+    /// Asks again about the kinds of a group when one of them is wanted: what is known of one has turned out to be wrong.
+    pub fn forget(&self, group: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _), _| known != group);
+    }
+
+    /// The same where an error says that a kind is not served as it was known to be.
+    pub fn doubt(&self, error: &ApplyError) {
+        if let Some(group) = error.unserved() {
+            self.forget(group);
+        }
     }
 
     /// A kind in the version that an inventory has, or, where that is served no more, in one that is: its objects are the same.

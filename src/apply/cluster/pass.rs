@@ -144,8 +144,15 @@ impl Pass {
             let mut now = listed.as_ref().and_then(|snapshot| snapshot.get(namespace, name).cloned());
             // What is not ours by its labels is in no list.
             if now.is_none() && (listed.is_none() || (known.skipped && known.seen.is_some())) {
-                let found = inner.api.metadata(who, &known.of, namespace, name).await.map_err(failed)?;
-                now = found.as_ref().map(Seen::from);
+                let found = inner.api.metadata(who, &known.of, namespace, name).await;
+                now = match found {
+                    // It is looked for again where it is applied.
+                    Err(error) if error.is_unserved() => {
+                        inner.kinds.forget(&known.of.group);
+                        None
+                    }
+                    found => found.map_err(failed)?.as_ref().map(Seen::from),
+                };
             }
             known.kept = match (&known.seen, &now) {
                 (Some(seen), Some(now)) => {
@@ -178,7 +185,8 @@ impl Pass {
         let namespaces: Vec<String> =
             objects.iter().filter(|(id, _)| id.kind == "Namespace").map(|(id, _)| id.name.clone()).collect();
         if task.validation == Validation::Server {
-            self.ask(task, &objects, &definitions, &namespaces).await?;
+            let asked = self.ask(task, &objects, &definitions, &namespaces).await;
+            asked.inspect_err(|error| self.inner.kinds.doubt(error))?;
         }
         let mut entries = Vec::with_capacity(objects.len());
         let mut stages: [Vec<(Id, Value)>; 3] = Default::default();
@@ -191,7 +199,8 @@ impl Pass {
                 items.push(self.item(id, object, &definitions).await?);
             }
             entries.extend(items.iter().map(|item| inventory::entry(&item.id)));
-            let applied = self.stage(task, items, log).await?;
+            let applied = self.stage(task, items, log).await;
+            let applied = applied.inspect_err(|error| self.inner.kinds.doubt(error))?;
             if nth < 2 && !applied.is_empty() {
                 self.wait(task, &applied, STAGE, &|| true).await?;
             }

@@ -6,9 +6,10 @@ use tokio::time::Instant;
 
 use super::{
     Inner, Owner, Task,
-    api::Identity,
+    api::{CallError, Identity, Resource},
     error::ApplyError,
     pass::{Action, Log, Pass},
+    seen::Metadata,
 };
 use crate::{
     apply::{
@@ -21,6 +22,9 @@ use crate::{
 
 /// How often a deletion is tried that somebody else's write comes before.
 const ATTEMPTS: usize = 5;
+/// How often it is asked what a kind is served as, and how long after the first two times: the API server stops to serve a
+/// version a moment before it stops to list it.
+const ASKS: (usize, Duration) = (4, Duration::from_millis(500));
 
 impl Pass {
     /// Deletes objects in their order. What could not be deleted comes back, to be kept in the inventory, with the reasons.
@@ -56,12 +60,7 @@ impl Pass {
         let deadline = Instant::now() + limit;
         for id in ids {
             loop {
-                let there = match self.inner.kinds.find_any(&self.inner.api, id).await {
-                    Ok(Some(of)) => self.inner.api.metadata(who, &of, &id.namespace, &id.name).await,
-                    Ok(None) => Ok(None),
-                    Err(error) => Err(error),
-                };
-                match there {
+                match self.inner.live(who, id).await {
                     Ok(None) => break,
                     _ if Instant::now() >= deadline => return false,
                     _ => tokio::time::sleep(Duration::from_secs(1)).await,
@@ -73,14 +72,29 @@ impl Pass {
 }
 
 impl Inner {
+    /// An object of an inventory by its kind as it is served now; `None` if there is none. What has no definition any more has no
+    /// objects either.
+    async fn live(&self, who: &Identity, id: &Id) -> Result<Option<(Arc<Resource>, Metadata)>, CallError> {
+        for ask in 1.. {
+            let Some(of) = self.kinds.find_any(&self.api, id).await? else { break };
+            match self.api.metadata(who, &of, &id.namespace, &id.name).await {
+                Err(error) if error.is_unserved() && ask < ASKS.0 => {
+                    self.kinds.forget(&of.group);
+                    if ask > 1 {
+                        tokio::time::sleep(ASKS.1).await;
+                    }
+                }
+                found => return Ok(found?.map(|live| (of, live))),
+            }
+        }
+        Ok(None)
+    }
+
     /// Deletes one object if it is ours to delete; whether it was there and is deleted.
     async fn prune(self: &Arc<Self>, who: &Identity, owner: &Owner, id: &Id) -> Result<bool, ApplyError> {
-        let found = self.kinds.find_any(&self.api, id).await;
-        // What has no definition any more has no objects either.
-        let Some(of) = found.map_err(|source| ApplyError::call(id, "discovery", source))? else { return Ok(false) };
         for attempt in 1.. {
-            let found = self.api.metadata(who, &of, &id.namespace, &id.name).await;
-            let Some(live) = found.map_err(|source| ApplyError::call(id, "query", source))? else { return Ok(false) };
+            let found = self.live(who, id).await.map_err(|source| ApplyError::call(id, "query", source))?;
+            let Some((of, live)) = found else { return Ok(false) };
             let ours = marks::is_owned(&live.labels, &owner.namespace, &owner.name);
             if !ours
                 || Marks::live(&live.labels, &live.annotations).forbids_deletion()

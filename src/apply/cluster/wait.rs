@@ -135,6 +135,14 @@ impl Inner {
                 None => return Ok(None),
             },
         };
-        self.api.object(who, &of, &id.namespace, &id.name).await
+        match self.api.object(who, &of, &id.namespace, &id.name).await {
+            // Perhaps it is served another way than it was: looked for again at the next look.
+            Err(error) if error.is_unserved() => {
+                self.kinds.forget(&of.group);
+                one.of = None;
+                Ok(None)
+            }
+            found => found,
+        }
     }
 }

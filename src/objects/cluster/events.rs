@@ -154,7 +154,7 @@ impl EventSink {
             let class = event.class.map(tracing::field::display);
             tracing::warn!(%key, reason = event.reason, class, "{}", event.message);
         }
-        let annotations = annotations(object, status);
+        let annotations = annotations(object, status, event.origin);
         let involved = json!({
             "apiVersion": format!("{}/v1", key.kind.group()), "kind": key.kind.name(),
             "namespace": &*key.namespace, "name": &*key.name, "uid": object.metadata.uid,
@@ -184,14 +184,20 @@ impl EventSink {
     }
 }
 
-fn annotations(object: &Object, status: Option<&Status>) -> BTreeMap<String, String> {
+/// What Flux's events carry, by which the notification-controller knows, among others, the commit that it sets a status of. The
+/// mark of events that are for commits alone (`commit_status`) is none of it: whoever tells people would pass them over, and
+/// there is no event here for a pass without a change.
+fn annotations(object: &Object, status: Option<&Status>, origin: Option<String>) -> BTreeMap<String, String> {
     let group = object.key.kind.group();
     let forwarded = object.metadata.annotations.iter().filter(|(name, _)| name.starts_with(FORWARDED));
     let mut all: BTreeMap<String, String> = forwarded.map(|(name, value)| (name.clone(), value.clone())).collect();
     let Some(status) = status else { return all };
     if object.key.kind == Kind::Kustomization {
         let revision = status.last_attempted_revision.as_ref();
+        let is_applied = status.last_applied_revision.as_ref() == revision;
+        let applied = || status.last_applied_origin_revision.clone().filter(|_| is_applied);
         all.extend(revision.map(|revision| (format!("{group}/revision"), revision.clone())));
+        all.extend(origin.or_else(applied).map(|origin| (format!("{group}/originRevision"), origin)));
     } else if let Some(artifact) = &status.artifact {
         all.insert(format!("{group}/revision"), artifact.revision.clone());
         all.insert(format!("{group}/digest"), artifact.digest.to_string());

@@ -11,8 +11,9 @@ use std::{
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
-use super::{Blocked, Wanted, timeout};
+use super::{Blocked, Wanted, timeout, turn::Turn};
 use crate::{
     apply::{
         object::Id,
@@ -22,7 +23,7 @@ use crate::{
     blocking,
     digest::Digest,
     objects::{InventoryEntry, Key, Spec},
-    reconciler::Shared,
+    reconciler::{Entry, Shared},
     store::Store,
 };
 
@@ -37,10 +38,10 @@ pub async fn to_file(shared: &Arc<Shared>, wanted: &Wanted<'_>) -> Result<Vec<In
     let file = rendered_file(of.puller.store().root(), &key);
     let gate = move || of.lock().objects.get(&key).map(|entry| Arc::clone(&entry.gate));
     let begun = gate();
-    let rendered = build(shared, wanted, move |request, in_time| {
+    let rendered = build(shared, wanted, move |request| {
         let lives = || matches!((&begun, gate()), (Some(begun), Some(now)) if Arc::ptr_eq(begun, &now));
         let rendered = render::render(request).map_err(Blocked::Render)?;
-        if in_time() && lives() {
+        if !(request.given_up)() && lives() {
             write(&file, &rendered).map_err(Blocked::Write)?;
             // Deleted at this moment: whoever removed the file may have come before it.
             if gate().is_none() {
@@ -49,53 +50,74 @@ pub async fn to_file(shared: &Arc<Shared>, wanted: &Wanted<'_>) -> Result<Vec<In
         }
         Ok(rendered)
     });
-    Ok(rendered.await?.inventory)
+    Ok(rendered.await?.0.inventory)
 }
 
-/// Renders to objects, in apply order.
-pub async fn to_objects(shared: &Arc<Shared>, wanted: &Wanted<'_>) -> Result<Vec<(Id, Value)>, Blocked> {
-    build(shared, wanted, |request, _| render::objects(request).map_err(Blocked::Render)).await
+/// Renders to objects, in apply order; and the room that they have.
+pub async fn to_objects(shared: &Arc<Shared>, wanted: &Wanted<'_>) -> Result<(Vec<(Id, Value)>, Turn), Blocked> {
+    build(shared, wanted, |request| render::objects(request).map_err(Blocked::Render)).await
 }
 
-/// Unpacks the artifact and has `render` look at it, for at most `spec.timeout`; `render` can ask whether that is over.
+/// Says when it goes that nobody waits any more.
+struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Unpacks the artifact and has `render` look at it when it is its turn, for at most `spec.timeout` without the wait for that.
+/// What goes on after it, or after the Kustomization is gone, is given up as soon as it asks.
 async fn build<T: Send + 'static>(
     shared: &Arc<Shared>,
     wanted: &Wanted<'_>,
-    render: impl FnOnce(&render::Request<'_>, &dyn Fn() -> bool) -> Result<T, Blocked> + Send + 'static,
-) -> Result<T, Blocked> {
+    render: impl FnOnce(&render::Request<'_>) -> Result<T, Blocked> + Send + 'static,
+) -> Result<(T, Turn), Blocked> {
     let (of, variables) = (Arc::clone(wanted.object), wanted.variables.cloned());
     let rendering = shared.config.rendering.clone();
     let (store, digest) = (shared.puller.store().clone(), wanted.artifact.digest);
-    let (limit, late) = (timeout(wanted.spec), Arc::new(AtomicBool::new(false)));
-    let too_late = Arc::clone(&late);
-    let work = async {
+    let scratch = store.root().join("spool");
+    let (limit, begun) = (timeout(wanted.spec), Instant::now());
+    let late = |_| Blocked::Timeout(limit);
+
+    let unpacked = async {
         let folder = shared.folders.get(&store, digest, shared.config.caps).await?;
-        let scratch = store.root().join("spool");
-        let rendered = blocking::io(move || {
-            let Spec::Kustomization(spec) = &of.spec else { unreachable!("only Kustomizations come here") };
-            if too_late.load(Ordering::SeqCst) {
-                // Nobody waits for it any more, and others wait for the thread.
-                return Err(Blocked::Timeout(limit));
-            }
-            let request = render::Request {
-                name: &of.key.name,
-                namespace: &of.key.namespace,
-                spec,
-                root: folder.path().to_path_buf(),
-                variables: variables.as_ref(),
-                scratch,
-                program: rendering.program,
-                search: rendering.search,
-                launcher: rendering.launcher,
-            };
-            render(&request, &|| !too_late.load(Ordering::SeqCst))
-        });
-        rendered.await
+        let (root, path) = (folder.path().to_path_buf(), wanted.spec.path.clone().unwrap_or_default());
+        Ok::<_, Blocked>((folder, blocking::io(move || render::input(&root, &path)).await))
     };
-    tokio::time::timeout(limit, work).await.map_err(|_| {
-        late.store(true, Ordering::SeqCst);
-        Blocked::Timeout(limit)
-    })?
+    let (folder, size) = tokio::time::timeout(limit, unpacked).await.map_err(late)??;
+    let left = limit.saturating_sub(begun.elapsed());
+    let turn = shared.turns.take(size).await;
+
+    let over = Arc::new(AtomicBool::new(false));
+    let _waiting = Waiting(Arc::clone(&over));
+    let all = Arc::clone(shared);
+    let work = blocking::io(move || {
+        let Spec::Kustomization(spec) = &of.spec else { unreachable!("only Kustomizations come here") };
+        let here = |entry: &Entry| {
+            entry.object.metadata.uid == of.metadata.uid && entry.object.metadata.deletion_timestamp.is_none()
+        };
+        let given_up = || over.load(Ordering::SeqCst) || !all.lock().objects.get(&of.key).is_some_and(here);
+        if given_up() {
+            // Nobody waits for it any more, and others wait for the thread.
+            return Err(Blocked::Timeout(limit));
+        }
+        let request = render::Request {
+            name: &of.key.name,
+            namespace: &of.key.namespace,
+            spec,
+            root: folder.path().to_path_buf(),
+            variables: variables.as_ref(),
+            scratch,
+            program: rendering.program,
+            search: rendering.search,
+            launcher: rendering.launcher,
+            given_up: &given_up,
+        };
+        Ok((render(&request)?, turn))
+    });
+    tokio::time::timeout(left, work).await.map_err(late)?
 }
 
 type Slot = Arc<tokio::sync::Mutex<Weak<TempDir>>>;

@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
-use super::{Blocked, Wanted, build, ends_elsewhere, hide, progress, timeout};
+use super::{Blocked, Wanted, build, ends_elsewhere, hide, progress, timeout, turn::Turn};
 use crate::{
     apply::{
         cluster::{Applier, ApplyError, Checks, Identity, Log, Owner, Task},
@@ -27,6 +27,9 @@ use crate::{
 const AGE: (u32, Duration) = (10, Duration::from_secs(10));
 /// How soon a deletion that failed is tried again, at first and at the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+/// How long objects that are applied keep the room that they were rendered in.
+const HOLD: Duration = Duration::from_secs(30);
 
 /// When the next look is due: early enough that, with the age of what is looked at, no change stays longer than the interval.
 pub fn due(interval: Duration) -> Duration {
@@ -74,7 +77,8 @@ pub async fn bring(
     };
     let settled = pass.is_settled(&task, &inputs, oldest).await.map_err(Blocked::Apply)?;
     if !settled || !applied_before {
-        let objects = build::to_objects(shared, wanted).await?;
+        let (objects, turn) = build::to_objects(shared, wanted).await?;
+        let applying = hold(turn);
         if status.inventory.is_none() {
             // Also what holds the object until its objects are gone: it has to be there before they are.
             progress(status, generation, &format!("Applying revision {}", artifact.revision));
@@ -83,7 +87,9 @@ pub async fn bring(
         let mut old = status.inventory.as_ref().map(|i| i.entries.clone()).unwrap_or_default();
         // A pass before this one may have come to its end after the spec changed, or not at all.
         inventory::merge(&mut old, pass.inventory());
-        match pass.apply(&task, &inputs, objects, log).await {
+        let applied = pass.apply(&task, &inputs, objects, log).await;
+        drop(applying);
+        match applied {
             Ok(entries) => {
                 let stale = if spec.prune { inventory::stale(&old, &entries) } else { Vec::new() };
                 let (survivors, pruned) = pass.prune(&task, &stale, log).await;
@@ -152,6 +158,17 @@ pub async fn bring(
         }
     }
     result.map_err(Blocked::Apply)
+}
+
+/// Holds the room of objects while they are applied, as long as what is returned; but nobody waits long for a server that is
+/// slow, when most of them are on it already.
+fn hold(turn: Turn) -> oneshot::Sender<()> {
+    let (applying, over) = oneshot::channel();
+    tokio::spawn(async move {
+        let _turn = turn;
+        let _ = tokio::time::timeout(HOLD, over).await;
+    });
+    applying
 }
 
 /// What makes a pass come out as it does.
@@ -225,8 +242,8 @@ pub async fn end(shared: &Arc<Shared>, applier: &Applier, object: &Arc<Object>, 
         entry.ending = false;
     }
     if let Some(message) = why {
-        let event =
-            Event { normal: false, reason: "PruneFailed".into(), message: message.into(), class: Some(Class::Spec) };
+        let (reason, message) = ("PruneFailed".into(), message.into());
+        let event = Event { normal: false, reason, message, class: Some(Class::Spec), origin: None };
         shared.backend.event(object, event).await;
     }
 }
@@ -283,12 +300,14 @@ async fn delete(
     let done = applier.remove_all(&owner(&object.key), account(spec), entries, wait, &may_write, &mut log).await;
     if !log.0.is_empty() {
         let message = log.0.join("\n");
-        let event = Event { normal: true, reason: "ReconciliationSucceeded".into(), message, class: None };
+        let event =
+            Event { normal: true, reason: "ReconciliationSucceeded".into(), message, class: None, origin: None };
         shared.backend.event(object, event).await;
     }
     let Err(error) = done else { return true };
     let message = format!("pruning for deleted resource failed: {}", chain(&error));
-    let event = Event { normal: false, reason: error.reason().into(), message, class: Some(error.class()) };
+    let (reason, class) = (error.reason().into(), Some(error.class()));
+    let event = Event { normal: false, reason, message, class, origin: None };
     shared.backend.event(object, event).await;
     false
 }

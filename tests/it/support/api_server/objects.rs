@@ -381,6 +381,8 @@ impl Objects {
             return after;
         }
         if resource.plural == "customresourcedefinitions" {
+            let of = &after["spec"];
+            self.resources.retain(|r| of["group"] != r.group.as_str() || of["names"]["plural"] != r.plural.as_str());
             path::of_definition(&after).into_iter().for_each(|resource| self.serve(resource));
         }
         self.version += 1;

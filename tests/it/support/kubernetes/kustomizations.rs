@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Kubernetes, NAMESPACE, Stage, object, path_of, with};
+use super::{Kubernetes, NAMESPACE, Stage, notification, object, path_of, with};
 use crate::support::{
     eventually,
     fixtures::{Files, files},
@@ -134,6 +134,62 @@ pub fn what_was_applied_in_a_version_that_is_served_no_more_is_pruned(api: &impl
     api.wait_gone(&format!("{DEPLOYMENTS}/old"));
 }
 
+pub fn what_was_applied_in_a_version_that_then_goes_is_pruned_and_ended(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let open = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    let versions = |old: bool| {
+        json!([{ "name": "v1beta1", "served": old, "storage": false, "schema": { "openAPIV3Schema": open } },
+            { "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": open } }])
+    };
+    let definition = json!({ "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": "gadgets.larder.example.com" },
+        "spec": { "group": "larder.example.com", "scope": "Namespaced", "versions": versions(true),
+            "names": { "kind": "Gadget", "listKind": "GadgetList", "plural": "gadgets", "singular": "gadget" } } });
+    api.create(&definition);
+    let all = |version: &str| format!("/apis/larder.example.com/{version}/namespaces/{NAMESPACE}/gadgets");
+    eventually("both versions to be served", || {
+        let served = ["v1beta1", "v1"].map(|version| api.get(&all(version)).is_some());
+        if served == [true, true] { Ok(()) } else { Err(format!("{served:?}")) }
+    });
+    let gadget = |name: &str| {
+        json!({ "apiVersion": "larder.example.com/v1beta1", "kind": "Gadget",
+            "metadata": { "name": name, "namespace": NAMESPACE }, "spec": { "k": "1" } })
+        .to_string()
+    };
+    let kept = map("a", "1");
+    let both =
+        [("pruned/a.yaml", kept.clone()), ("pruned/b.yaml", gadget("pruned")), ("ended/b.yaml", gadget("ended"))];
+    let origin = source(&stage, &both.into_iter().map(|(path, text)| (path.to_owned(), text.into_bytes())).collect());
+    let ours = ["pruned", "ended"].map(|name| kustomization(name, json!({ "path": format!("./{name}") })));
+    ours.iter().for_each(|wanted| api.create(wanted));
+    let [pruned, ended] = ours.map(|wanted| path_of(&wanted));
+    let larder = stage.serve(&[]);
+    for path in [&pruned, &ended] {
+        stage.ready(path);
+    }
+    let place = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gadgets.larder.example.com";
+    api.patch(place, &json!({ "spec": { "versions": versions(false) } }));
+    eventually(
+        "the old version to go",
+        || if api.get(&all("v1beta1")).is_none() { Ok(()) } else { Err("there".into()) },
+    );
+    // What goes has to be found as it is served by then.
+    api.delete(&ended);
+    api.wait_gone(&ended);
+    assert!(api.get(&format!("{}/ended", all("v1"))).is_none());
+    let digest = stage.push("team/app", "latest", &files(&[("pruned/a.yaml", &kept), ("ended/none", "")]));
+    stage.request(&origin, "1");
+    applied(&stage, &pruned, &format!("latest@{digest}"));
+    assert!(api.get(&format!("{}/pruned", all("v1"))).is_none());
+    // And what comes in the new one is applied, though the kind was known as another.
+    let new = gadget("new").replace("v1beta1", "v1");
+    let digest = stage.push("team/app", "latest", &files(&[("pruned/a.yaml", &kept), ("pruned/b.yaml", &new)]));
+    stage.request(&origin, "2");
+    applied(&stage, &pruned, &format!("latest@{digest}"));
+    assert!(api.get(&format!("{}/new", all("v1"))).is_some());
+    drop(larder);
+}
+
 pub fn an_edit_is_undone_within_an_interval_and_looking_is_cheap(api: &impl Kubernetes) {
     let stage = Stage::new(api);
     source(&stage, &maps(&[("a", "1"), ("b", "1"), ("c", "1"), ("d", "1"), ("e", "1")]));
@@ -260,6 +316,60 @@ pub fn variables_come_from_the_spec_config_maps_and_secrets(api: &impl Kubernete
     let _larder = stage.serve(&[]);
     stage.ready(&path_of(&wanted));
     assert_eq!(api.get(&format!("{MAPS}/a")).expect("applied")["data"]["k"], "hi world open");
+}
+
+pub fn what_was_applied_and_what_failed_is_told_of_each_commit(api: &impl Kubernetes) {
+    let stage = Stage::new(api);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let all = std::sync::Arc::clone(&told);
+    std::thread::spawn(move || {
+        loop {
+            let event = notification(&listener);
+            // One that waits for its source has tried nothing yet.
+            let tried = event["metadata"].get("kustomize.toolkit.fluxcd.io/revision").is_some();
+            if event["involvedObject"]["kind"] == "Kustomization" && tried {
+                all.lock().expect("no panic").push(event);
+            }
+        }
+    });
+    let commit = |name: &str| json!({ "org.opencontainers.image.revision": format!("main@sha1:{name}") });
+    let (good, bad) = (maps(&[("a", "1")]), files(&[("a.yaml", "a: [")]));
+    stage.push_annotated("team/app", "latest", &good, commit("first"));
+    let source = stage.oci_repository("app", "team/app", json!({}));
+    api.create(&source);
+    let wanted = kustomization("app", json!({}));
+    api.create(&wanted);
+    let larder = stage.serve(&["--events-addr", &format!("http://{address}/")]);
+    let group = "kustomize.toolkit.fluxcd.io";
+    let expect = |count: usize, severity: &str, name: &str| {
+        eventually("the event", || {
+            let told = told.lock().expect("no panic");
+            if told.len() >= count { Ok(()) } else { Err(format!("{told:?}")) }
+        });
+        let told = told.lock().expect("no panic");
+        let last = told.last().expect("an event");
+        assert_eq!(told.len(), count, "{told:?}");
+        assert_eq!(last["severity"], severity, "{last}");
+        assert_eq!(last["metadata"][format!("{group}/originRevision")], format!("main@sha1:{name}"), "{last}");
+        assert!(last["metadata"][format!("{group}/revision")].as_str().is_some_and(|r| r.starts_with("latest@")));
+        // People are told of it too: an event for commits alone is passed over by whoever tells them.
+        assert!(last["metadata"].get(format!("{group}/commit_status")).is_none(), "{last}");
+    };
+    expect(1, "info", "first");
+    let rounds =
+        [(&bad, "error", "second"), (&bad, "error", "third"), (&good, "info", "fourth"), (&good, "info", "fifth")];
+    for (nth, (content, severity, name)) in rounds.into_iter().enumerate() {
+        stage.push_annotated("team/app", "latest", content, commit(name));
+        stage.request(&path_of(&source), name);
+        expect(nth + 2, severity, name);
+        // A pass without news is none.
+        assert_eq!(larder.reconcile("Kustomization", NAMESPACE, "app").status, 200);
+        assert_eq!(larder.reconcile("Kustomization", NAMESPACE, "app").status, 200);
+        std::thread::sleep(Duration::from_millis(300));
+        expect(nth + 2, severity, name);
+    }
 }
 
 pub fn other_namespaces_can_be_forbidden(api: &impl Kubernetes) {

@@ -194,6 +194,26 @@ pub fn with(mut object: Value, pointer: &str, fields: Value) -> Value {
     object
 }
 
+/// The next event that comes to a notification-controller, which takes it.
+pub fn notification(listener: &std::net::TcpListener) -> Value {
+    use std::io::{Read as _, Write as _};
+    let (mut stream, _) = listener.accept().expect("a notification");
+    let mut request = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let n = stream.read(&mut piece).expect("a request");
+        request.extend_from_slice(&piece[..n]);
+        let text = String::from_utf8_lossy(&request).into_owned();
+        if let Some((_, body)) = text.split_once("\r\n\r\n")
+            && let Ok(body) = serde_json::from_str::<Value>(body)
+        {
+            stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n").expect("an answer");
+            return body;
+        }
+        assert_ne!(n, 0, "{text}");
+    }
+}
+
 /// An API server, a registry, and a folder for daemons.
 pub struct Stage<'a, K> {
     pub api: &'a K,
@@ -240,11 +260,16 @@ impl<'a, K: Kubernetes> Stage<'a, K> {
 
     /// An artifact of these files; its manifest's digest.
     pub fn push(&self, repository: &str, tag: &str, files: &Files) -> String {
+        self.push_annotated(repository, tag, files, json!({}))
+    }
+
+    /// An artifact of these files, with annotations.
+    pub fn push_annotated(&self, repository: &str, tag: &str, files: &Files, annotations: Value) -> String {
         let bytes = gzip(&tar_of(files));
         let layer = self.registry.add_blob(repository, &bytes);
         let config = self.registry.add_blob(repository, b"{}");
         let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(CONFIG, &config, 2),
-            "layers": [descriptor(LAYER, &layer, bytes.len())] });
+            "layers": [descriptor(LAYER, &layer, bytes.len())], "annotations": annotations });
         self.registry.add_manifest(repository, Some(tag), MANIFEST, manifest.to_string().as_bytes()).to_string()
     }
 
@@ -316,11 +341,13 @@ macro_rules! behaviours {
                 the_users_documents_end_with_the_deployment,
                 what_is_no_longer_there_is_pruned_and_an_empty_artifact_prunes_all,
                 what_was_applied_in_a_version_that_is_served_no_more_is_pruned,
+                what_was_applied_in_a_version_that_then_goes_is_pruned_and_ended,
                 an_edit_is_undone_within_an_interval_and_looking_is_cheap,
                 who_asks_for_a_pass_sees_undone_what_was_edited_before,
                 what_takes_from_fluxs_sources_is_left_to_flux,
                 sources_and_dependencies_are_waited_for,
                 variables_come_from_the_spec_config_maps_and_secrets,
+                what_was_applied_and_what_failed_is_told_of_each_commit,
                 other_namespaces_can_be_forbidden,
                 what_is_suspended_rests_and_its_objects_stay_when_it_is_deleted,
                 what_another_owns_or_opts_out_is_kept,

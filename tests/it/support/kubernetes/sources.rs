@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Kubernetes, NAMESPACE, Stage, object, path_of, with};
+use super::{Kubernetes, NAMESPACE, Stage, notification, object, path_of, with};
 use crate::support::{
     eventually,
     fixtures::{Files, files, files_in, sha256},
@@ -488,24 +488,7 @@ pub fn events_go_to_the_notification_controller_too(api: &impl Kubernetes) {
     stage.push("team/app", "latest", &app("1"));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
-    let got = std::thread::spawn(move || {
-        use std::io::{Read as _, Write as _};
-        let (mut stream, _) = listener.accept().expect("a notification");
-        let mut request = Vec::new();
-        let mut piece = [0; 4096];
-        loop {
-            let n = stream.read(&mut piece).expect("a request");
-            request.extend_from_slice(&piece[..n]);
-            let text = String::from_utf8_lossy(&request).into_owned();
-            if let Some((_, body)) = text.split_once("\r\n\r\n")
-                && let Ok(body) = serde_json::from_str::<Value>(body)
-            {
-                stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n").expect("an answer");
-                return body;
-            }
-            assert_ne!(n, 0, "{text}");
-        }
-    });
+    let got = std::thread::spawn(move || notification(&listener));
     let source = stage.oci_repository("app", "team/app", json!({}));
     api.create(&with(source, "/metadata", json!({ "annotations": { "event.toolkit.fluxcd.io/team": "a" } })));
     let _larder = stage.serve(&["--events-addr", &format!("http://{address}/")]);
