@@ -93,7 +93,7 @@ async fn build<T: Send + 'static>(
     let over = Arc::new(AtomicBool::new(false));
     let _waiting = Waiting(Arc::clone(&over));
     let all = Arc::clone(shared);
-    let work = blocking::io(move || {
+    let work = turn.render(move || {
         let Spec::Kustomization(spec) = &of.spec else { unreachable!("only Kustomizations come here") };
         let here = |entry: &Entry| {
             entry.object.metadata.uid == of.metadata.uid && entry.object.metadata.deletion_timestamp.is_none()
@@ -115,7 +115,7 @@ async fn build<T: Send + 'static>(
             launcher: rendering.launcher,
             given_up: &given_up,
         };
-        Ok((render(&request)?, turn))
+        render(&request)
     });
     tokio::time::timeout(left, work).await.map_err(late)?
 }
