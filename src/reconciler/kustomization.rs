@@ -6,6 +6,7 @@
 mod build;
 mod cluster;
 mod refusal;
+mod time;
 mod turn;
 mod wake;
 
@@ -35,6 +36,7 @@ use crate::{
 pub use build::{Folders, rendered_file};
 pub use cluster::{end, forget};
 pub use refusal::examine;
+pub use time::timeout;
 pub use turn::Turns;
 pub use wake::Task;
 use wake::{Asked, Wake};
@@ -45,17 +47,6 @@ const REQUEUE_DEPENDENCY: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How soon a pass follows one that was given up.
 const AFTER_CANCEL: Duration = Duration::from_secs(1);
-/// The shortest default timeout, and what the default leaves of the interval.
-const TIMEOUT_MARGIN: Duration = Duration::from_secs(30);
-
-/// `spec.timeout`: the interval less 30 s if absent, at least 30 s.
-pub fn timeout(spec: &KustomizationSpec) -> Duration {
-    match &spec.timeout {
-        Some(timeout) => timeout.get(),
-        None => spec.interval.get().saturating_sub(TIMEOUT_MARGIN).max(TIMEOUT_MARGIN),
-    }
-}
-
 /// Gives a new or changed Kustomization its task, or a pass.
 pub fn admit(shared: &Arc<Shared>, key: &Key) {
     let mut state = shared.lock();
