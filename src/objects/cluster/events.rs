@@ -95,7 +95,7 @@ pub struct EventSink {
 struct Told {
     namespace: String,
     event: Value,
-    notification: Value,
+    notifications: Vec<Value>,
 }
 
 /// Where events go, and what sends them.
@@ -112,7 +112,7 @@ pub fn sink(
         while let Some(mut told) = waiting.recv().await {
             while under_way.try_join_next().is_some() {}
             let (calls, notifications) = (calls.clone(), notifications.clone());
-            for event in [&mut told.event, &mut told.notification] {
+            for event in std::iter::once(&mut told.event).chain(&mut told.notifications) {
                 event["reportingInstance"] = instance.clone().into();
             }
             let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else { return };
@@ -135,12 +135,14 @@ async fn send(calls: &Calls, notifications: Option<&Notifications>, told: Told) 
         _ => {}
     }
     let Some(notifications) = notifications else { return };
-    match tokio::time::timeout(TIMEOUT, notifications.post(&told.notification)).await {
-        // 429: it has the same one already.
-        Ok(Ok(200..300 | 429)) => {}
-        Ok(Ok(status)) => tracing::warn!(status, "the notification-controller refused an event"),
-        Ok(Err(error)) => tracing::warn!(error = chain(&*error), "the notification-controller cannot be reached"),
-        Err(_) => tracing::warn!("the notification-controller does not answer"),
+    for notification in &told.notifications {
+        match tokio::time::timeout(TIMEOUT, notifications.post(notification)).await {
+            // 429: it has the same one already.
+            Ok(Ok(200..300 | 429)) => {}
+            Ok(Ok(status)) => tracing::warn!(status, "the notification-controller refused an event"),
+            Ok(Err(error)) => tracing::warn!(error = chain(&*error), "the notification-controller cannot be reached"),
+            Err(_) => tracing::warn!("the notification-controller does not answer"),
+        }
     }
 }
 
@@ -177,16 +179,24 @@ impl EventSink {
             "involvedObject": involved, "severity": if event.normal { "info" } else { "error" }, "timestamp": time,
             "message": event.message, "reason": event.reason, "metadata": annotations, "reportingController": MANAGER,
         });
-        let told = Told { namespace: key.namespace.to_string(), event: core, notification };
+        let mut notifications = vec![notification];
+        let group = key.kind.group();
+        if event.normal && annotations.contains_key(&format!("{group}/originRevision")) {
+            // Of what went well a commit's status is set only by an event that is for commits alone, and who tells people
+            // passes over such a one.
+            let mut of_commit = notifications[0].clone();
+            of_commit["message"] = format!("Reconciliation finished: {}", event.message).into();
+            of_commit["metadata"][format!("{group}/commit_status")] = "update".into();
+            notifications.push(of_commit);
+        }
+        let told = Told { namespace: key.namespace.to_string(), event: core, notifications };
         if self.queue.try_send(told).is_err() {
             tracing::warn!(%key, "too many events wait; this one is not sent");
         }
     }
 }
 
-/// What Flux's events carry, by which the notification-controller knows, among others, the commit that it sets a status of. The
-/// mark of events that are for commits alone (`commit_status`) is none of it: whoever tells people would pass them over, and
-/// there is no event here for a pass without a change.
+/// What Flux's events carry, by which the notification-controller knows, among others, the commit that it sets a status of.
 fn annotations(object: &Object, status: Option<&Status>, origin: Option<String>) -> BTreeMap<String, String> {
     let group = object.key.kind.group();
     let forwarded = object.metadata.annotations.iter().filter(|(name, _)| name.starts_with(FORWARDED));

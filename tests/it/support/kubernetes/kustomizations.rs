@@ -323,13 +323,16 @@ pub fn what_was_applied_and_what_failed_is_told_of_each_commit(api: &impl Kubern
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    let all = std::sync::Arc::clone(&told);
+    let commits = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (all, of_commits) = (std::sync::Arc::clone(&told), std::sync::Arc::clone(&commits));
     std::thread::spawn(move || {
         loop {
             let event = notification(&listener);
             // One that waits for its source has tried nothing yet.
             let tried = event["metadata"].get("kustomize.toolkit.fluxcd.io/revision").is_some();
-            if event["involvedObject"]["kind"] == "Kustomization" && tried {
+            if event["metadata"].get("kustomize.toolkit.fluxcd.io/commit_status").is_some() {
+                of_commits.lock().expect("no panic").push(event);
+            } else if event["involvedObject"]["kind"] == "Kustomization" && tried {
                 all.lock().expect("no panic").push(event);
             }
         }
@@ -354,8 +357,6 @@ pub fn what_was_applied_and_what_failed_is_told_of_each_commit(api: &impl Kubern
         assert_eq!(last["severity"], severity, "{last}");
         assert_eq!(last["metadata"][format!("{group}/originRevision")], format!("main@sha1:{name}"), "{last}");
         assert!(last["metadata"][format!("{group}/revision")].as_str().is_some_and(|r| r.starts_with("latest@")));
-        // People are told of it too: an event for commits alone is passed over by whoever tells them.
-        assert!(last["metadata"].get(format!("{group}/commit_status")).is_none(), "{last}");
     };
     expect(1, "info", "first");
     let rounds =
@@ -370,6 +371,17 @@ pub fn what_was_applied_and_what_failed_is_told_of_each_commit(api: &impl Kubern
         std::thread::sleep(Duration::from_millis(300));
         expect(nth + 2, severity, name);
     }
+    // Of what went well the commit is told by one event more, which is not for people.
+    let commits = commits.lock().expect("no panic");
+    let names = commits.iter().map(|event| {
+        let metadata = &event["metadata"];
+        assert_eq!(
+            (&event["severity"], &metadata[format!("{group}/commit_status")]),
+            (&json!("info"), &json!("update"))
+        );
+        metadata[format!("{group}/originRevision")].as_str().expect("text").trim_start_matches("main@sha1:")
+    });
+    assert_eq!(names.collect::<Vec<_>>(), ["first", "fourth", "fifth"]);
 }
 
 pub fn other_namespaces_can_be_forbidden(api: &impl Kubernetes) {
