@@ -3,8 +3,8 @@
 //! Start-up order: the store (its lock is what keeps a second process out), the objects with their kept statuses, the
 //! artifacts that these name, then the listeners; the admin listener alone comes before the objects, as a cluster may
 //! be waited for. So nothing that a status names is ever answered with 404, and no upstream is asked before the daemon is
-//! ready. Drain order: listeners stop accepting and end what is under way, passes
-//! stop, the store is synced and its counters noted.
+//! ready. Drain order: listeners stop accepting and end what is under way, passes stop, the store is synced and its
+//! counters noted.
 
 mod cluster;
 mod logins;

@@ -139,10 +139,8 @@ impl Inner {
                 false => CacheStatus::Collapsed,
             };
             // A slow reader must not keep them in memory.
-            let content = match self.held(&digest).await {
-                Ok(Some(blob)) if kept => Content::Held(blob),
-                _ => Content::Bytes(bytes),
-            };
+            let blob = if kept { self.held(&digest).await.ok().flatten() } else { None };
+            let content = blob.map_or(Content::Bytes(bytes), Content::Held);
             return Ok(ManifestAnswer { digest, media_type, content, sent: true, status });
         }
         let status = if shown && obtained { CacheStatus::Hit } else { CacheStatus::Stored };

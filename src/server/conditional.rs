@@ -31,6 +31,11 @@ pub fn evaluate(headers: &HeaderMap, etag: &[u8]) -> Verdict {
     Verdict::Proceed
 }
 
+/// Whether a request has any of the conditions that [`evaluate`] looks at.
+pub fn has_any(headers: &HeaderMap) -> bool {
+    present(headers, &IF_MATCH) || present(headers, &IF_NONE_MATCH)
+}
+
 /// Whether a `Range` in this request counts: no `If-Range`, or one that holds exactly this strong tag (a date never
 /// counts, as there is none to compare it with).
 pub fn range_counts(headers: &HeaderMap, etag: &[u8]) -> bool {

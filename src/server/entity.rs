@@ -129,15 +129,21 @@ fn headers(source: &Source, role: &Role<'_>) -> HeaderMap {
 
 /// Whether the conditions of a request decide its answer, so that none of the entity's bytes are in it.
 pub fn decides(request: &HeaderMap, digest: &Digest) -> bool {
-    conditional::evaluate(request, format!("\"{digest}\"").as_bytes()) != conditional::Verdict::Proceed
+    conditional::has_any(request)
+        && conditional::evaluate(request, etag(digest).as_bytes()) != conditional::Verdict::Proceed
+}
+
+/// The entity tag of what has this digest.
+fn etag(digest: &Digest) -> String {
+    format!("\"{digest}\"")
 }
 
 fn make(source: &Source, role: &Role<'_>) -> HeaderMap {
-    let digest = source.digest().to_string();
+    let digest = source.digest();
     let mut headers = HeaderMap::with_capacity(8);
     // A digest has no character that a header could not carry.
     let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""));
-    headers.insert(ETAG, value(format!("\"{digest}\"")));
+    headers.insert(ETAG, value(etag(&digest)));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(source.len()));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     match role {
@@ -156,7 +162,7 @@ fn make(source: &Source, role: &Role<'_>) -> HeaderMap {
         }
     }
     if !matches!(role, Role::Artifact) {
-        headers.insert(DOCKER_CONTENT_DIGEST, value(digest));
+        headers.insert(DOCKER_CONTENT_DIGEST, value(digest.to_string()));
         headers.insert(CACHE_STATUS, HIT);
     }
     headers
