@@ -80,7 +80,8 @@ impl Mirror {
         {
             return Ok(held(blob, CacheStatus::Hit));
         }
-        let asked = inner.ask_blob(&repository, &reader, digest, head).await;
+        // On the heap: most requests end above, and none is to carry the room for what follows.
+        let asked = Box::pin(inner.ask_blob(&repository, &reader, digest, head)).await;
         asked.map_err(|miss| inner.who_asks(&repository, &reader, miss))
     }
 }

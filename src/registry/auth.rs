@@ -251,7 +251,7 @@ impl Inner {
             }
         };
         self.check_realm(session, &realm, base)?;
-        let fetch = self.fetch_token(session, call, &realm, &key);
+        let fetch = Box::pin(self.fetch_token(session, call, &realm, &key));
         let mut waiting = Unlearned { session, scope: Some(call.scope()) };
         let token = self.tokens.try_get_with_by_ref(&key, fetch).await;
         waiting.scope = None;

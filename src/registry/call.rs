@@ -206,7 +206,8 @@ impl Inner {
     ) -> Result<(Parts, Body, Bytes), RegistryError> {
         let mut pause = self.config.retry_base;
         for attempt in 1.. {
-            let error = match self.attempt(session, call, accept, cap).await {
+            // On the heap: whoever waits for a registry would hold the room for all of it, called or not.
+            let error = match Box::pin(self.attempt(session, call, accept, cap)).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };

@@ -313,7 +313,7 @@ impl Inner {
     ) -> Result<(), RegistryError> {
         let Credentials::Login(login) = &session.endpoint.credentials else { return Ok(()) };
         let exchange = Exchange { inner: self, session, call, base, login };
-        let grant = self.logins.grants.try_get_with(session.id, exchange.run()).await.map_err(|source| {
+        let grant = self.logins.grants.try_get_with(session.id, Box::pin(exchange.run())).await.map_err(|source| {
             RegistryError::Login { provider: login.provider, registry: login.registry.to_string(), source }
         })?;
         *lock(&session.credentials) = grant.credentials;

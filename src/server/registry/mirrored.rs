@@ -123,7 +123,7 @@ async fn route_and_answer(
         return Err(Failure::method_not_allowed("GET, HEAD"));
     }
     let (name, what) = match route.map_err(|error| refused_route(error, reads))? {
-        Route::Base => return door(mirror, addressed.upstream, parts, peer).await,
+        Route::Base => return Box::pin(door(mirror, addressed.upstream, parts, peer)).await,
         Route::Manifest(name, selector) => (name, What::Manifest(selector)),
         Route::Blob(name, digest) => (name, What::Blob(digest)),
         Route::Tags(name) => (name, What::Tags),
@@ -141,12 +141,15 @@ async fn route_and_answer(
         repository: addressed.upstream.repository(name.clone()),
         caller: caller(parts, peer),
     };
+    // On the heap, but for what most requests are for: it is not to carry the room that all else would need.
     let (found, code) = match what {
-        What::Manifest(selector) => (manifest(mirror, &ask, parts, &selector).await, ErrorCode::ManifestUnknown),
         What::Blob(digest) => (blob(mirror, &ask, parts, digest).await, ErrorCode::BlobUnknown),
-        What::Tags => (tags(mirror, &ask, addressed, query, &name).await, ErrorCode::NameUnknown),
+        What::Manifest(selector) => {
+            (Box::pin(manifest(mirror, &ask, parts, &selector)).await, ErrorCode::ManifestUnknown)
+        }
+        What::Tags => (Box::pin(tags(mirror, &ask, addressed, query, &name)).await, ErrorCode::NameUnknown),
         What::Referrers(subject) => {
-            let found = referrers(mirror, &ask, addressed, query, &name, subject).await;
+            let found = Box::pin(referrers(mirror, &ask, addressed, query, &name, subject)).await;
             (found, ErrorCode::ManifestUnknown)
         }
     };
@@ -197,9 +200,10 @@ async fn blob(mirror: &Mirror, ask: &Ask<'_>, parts: &Parts, digest: Digest) -> 
         BlobSource::Filling(follower) => Source::Filling(follower),
         BlobSource::Upstream => Source::Elsewhere(digest, found.size),
     };
+    let coming = matches!(source, Source::Filling(_));
     let mut out = entity::respond_from(&parts.method, &parts.headers, source, &Role::Blob);
     // Past that the headers go out, and the body says what becomes of it.
-    if let Ok(Err(error)) = timeout(FIRST_BYTE, out.body_mut().ready()).await {
+    if coming && let Ok(Err(error)) = Box::pin(timeout(FIRST_BYTE, out.body_mut().ready())).await {
         return Err(mirror.ended(ask.upstream, &error));
     }
     Ok(with_status(out, found.status))

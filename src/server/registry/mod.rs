@@ -17,6 +17,7 @@ mod uploads;
 
 use std::{
     collections::HashSet,
+    pin::Pin,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -105,7 +106,7 @@ impl Registry {
             return mirrored::answer(mirror, &addressed, parts, &query, peer).await;
         }
         let route = match route::parse(parts.uri.path()) {
-            Ok(Route::Base) => return self.base(parts, peer).await,
+            Ok(Route::Base) => return Box::pin(self.base(parts, peer)).await,
             Ok(route) => route,
             Err(error) => return Err(refused_route(error, reads)),
         };
@@ -127,18 +128,22 @@ impl Registry {
             Some((repository, need)) => self.access.check(&caller, repository, need)?,
             None => true,
         };
-        match route {
-            Route::Base => self.base(parts, peer).await,
-            Route::Catalog => self.catalog(parts, query, caller).await,
-            Route::Tags(repository) => self.tags(parts, query, repository, readable).await,
-            Route::Referrers(repository, digest) => self.referrers(parts, query, repository, digest, readable).await,
-            Route::Blob(..) if !readable => Err(Failure::new(ErrorCode::BlobUnknown, Class::NotFound)),
-            Route::Blob(repository, digest) => self.blob(parts, repository, digest).await,
-            Route::Manifest(..) if !readable => Err(manifests::unknown()),
-            Route::Manifest(repository, selector) => self.manifest(parts, query, body, repository, selector).await,
-            Route::Uploads(repository) => self.begin_upload(parts, query, body, repository, caller, peer).await,
-            Route::Upload(repository, id) => self.upload(parts, query, body, repository, id, &caller).await,
-        }
+        // What most requests are for goes without a move to the heap, and without the room that all else would need.
+        let other: Pin<Box<dyn Future<Output = Answer> + Send>> = match route {
+            Route::Blob(..) if !readable => return Err(Failure::new(ErrorCode::BlobUnknown, Class::NotFound)),
+            Route::Blob(repository, digest) => return self.blob(parts, repository, digest).await,
+            Route::Manifest(..) if !readable => return Err(manifests::unknown()),
+            Route::Manifest(repository, selector) => Box::pin(self.manifest(parts, query, body, repository, selector)),
+            Route::Base => Box::pin(self.base(parts, peer)),
+            Route::Catalog => Box::pin(self.catalog(parts, query, caller)),
+            Route::Tags(repository) => Box::pin(self.tags(parts, query, repository, readable)),
+            Route::Referrers(repository, digest) => {
+                Box::pin(self.referrers(parts, query, repository, digest, readable))
+            }
+            Route::Uploads(repository) => Box::pin(self.begin_upload(parts, query, body, repository, caller, peer)),
+            Route::Upload(repository, id) => Box::pin(self.upload(parts, query, body, repository, id, &caller)),
+        };
+        other.await
     }
 
     async fn base(&self, parts: &Parts, peer: Peer) -> Answer {

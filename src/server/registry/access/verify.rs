@@ -267,7 +267,7 @@ impl Passwords {
         if let Some(verdict) = self.remembered(&key, now) {
             return Ok(verdict);
         }
-        self.flights.run(key, || self.check(key, header, from)).await
+        Box::pin(self.flights.run(key, || self.check(key, header, from))).await
     }
 
     fn remembered(&self, key: &Key, now: Instant) -> Option<Verdict> {
