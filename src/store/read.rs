@@ -1,12 +1,6 @@
 //! The read path: from a digest to a verified, mapped blob; and what happens to a file that is not what its name says.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt as _,
-    sync::atomic::Ordering,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{fs::File, io, os::unix::fs::FileExt as _, sync::atomic::Ordering};
 
 use super::{
     Blob, Store, StoreError,
@@ -79,10 +73,10 @@ impl Store {
         self.get_checked(digest)
     }
 
-    /// The blob, if it is open already and still the file that was found right: one `fstat` of an open file, which does
-    /// not wait for the disk. For async code, which falls back on [`Store::get`] behind `blocking::io`.
+    /// The blob, if it is open already and still the file that was found right: one `fstat` of an open file now
+    /// and then, which does not wait for the disk. For async code, which falls back on [`Store::get`] behind `blocking::io`.
     pub fn get_open(&self, digest: &Digest) -> Option<Blob> {
-        let blob = self.0.handles.get(digest).filter(Blob::unchanged)?;
+        let blob = self.0.handles.get(digest).filter(Blob::unchanged_lately)?;
         blob.use_at(self.now());
         Some(blob)
     }
@@ -102,8 +96,9 @@ impl Store {
         if let now @ 1.. = self.0.clock.load(Ordering::Relaxed) {
             return now;
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        u32::try_from(now).unwrap_or(u32::MAX)
+        // As the kernel last noted it: no look at the processor's clock.
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        u32::try_from(now.tv_sec.max(0)).unwrap_or(u32::MAX)
     }
 
     /// Notes in the journal when open blobs were last used, where it is behind by `seconds` or more: what a restart
