@@ -119,6 +119,7 @@ pub async fn with_bar<T>(
     done: impl Fn() -> u64,
     work: impl Future<Output = T>,
 ) -> T {
+    let mut work = Box::pin(work);
     if spinner.is_hidden() {
         return work.await;
     }
@@ -126,7 +127,6 @@ pub async fn with_bar<T>(
         spinner.set_style(style.progress_chars("=> "));
     }
     spinner.set_length(total);
-    let mut work = std::pin::pin!(work);
     let result = loop {
         spinner.set_position(done().min(total));
         tokio::select! {

@@ -172,7 +172,7 @@ async fn make(shared: &Arc<Shared>, key: &Key, artifact: &Artifact) -> Result<()
     let budget = Budget::until((Instant::now() + desired.timeout).into_std());
     let mut place = shared.lanes(&desired.route.way.endpoint.registry).enter(false).await;
     let target = Target::known(tag, digest);
-    let made = place.hold(Work::Pull, source::obtain(shared, &desired, &target, budget)).await;
+    let made = place.hold(Work::Pull, Box::pin(source::obtain(shared, &desired, &target, budget))).await;
     let made = made.map_err(|f| f.message.clone())?;
     if made.digest() != artifact.digest {
         return Err(format!("what the registry has makes another one now: {}", made.digest()));

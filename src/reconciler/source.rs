@@ -135,8 +135,9 @@ async fn pass(
         Ok(target) => {
             let bringing = async {
                 let budget =
-                    verification::verify(shared, &object, &desired, target, &mut status, signatures, budget).await?;
-                bring(shared, &object, &desired, target, &mut status, budget).await
+                    Box::pin(verification::verify(shared, &object, &desired, target, &mut status, signatures, budget))
+                        .await?;
+                Box::pin(bring(shared, &object, &desired, target, &mut status, budget)).await
             };
             telling(shared, &object, &before, bringing).await.map(|brought| {
                 warning = brought.as_ref().and_then(|made| made.obtained.manifest.warning.clone());
