@@ -56,7 +56,7 @@ pub enum PullError {
     },
     /// The upstream sent wrong bytes for this blob a moment ago.
     #[error(
-        "{upstream} sent other bytes as {digest} a moment ago, or broke off; it is asked again in {} s",
+        "{upstream} broke off in the middle of {digest} a moment ago, or sent other bytes; it is asked again in {} s",
         .after.as_secs().max(1)
     )]
     Marked {

@@ -267,7 +267,17 @@ impl LocalRepository<'_> {
     /// The same with everything that the referrers API tells. Lease what the manifest refers to before checking that
     /// it is held, until this returns.
     pub fn put_manifest_record(&self, digest: &Digest, record: ManifestRecord) -> Result<(), StoreError> {
+        self.put_manifest_tagged(digest, record, &[])
+    }
+
+    /// The same, with these tags pointed at it: whoever deletes it meanwhile does so before or after both.
+    pub fn put_manifest_tagged(&self, digest: &Digest, record: ManifestRecord, tags: &[Tag]) -> Result<(), StoreError> {
         let _writer = self.write()?;
+        self.record_manifest(digest, record)?;
+        tags.iter().try_for_each(|tag| self.point(tag, digest))
+    }
+
+    fn record_manifest(&self, digest: &Digest, record: ManifestRecord) -> Result<(), StoreError> {
         let _leases: Vec<_> = record.refers_to.iter().chain([digest]).map(|d| self.store.lease(*d)).collect();
         let layout = &self.store.0.layout;
         let path = self.path(&format!("_manifests/{}", file_name(digest)));
@@ -350,6 +360,10 @@ impl LocalRepository<'_> {
         if self.stored(digest)?.is_none() {
             return Err(StoreError::NoManifest { repository: self.name.clone(), digest: *digest });
         }
+        self.point(tag, digest)
+    }
+
+    fn point(&self, tag: &Tag, digest: &Digest) -> Result<(), StoreError> {
         let path = self.tag_path(tag.as_str())?;
         self.store.with_room(0, || self.store.0.layout.write(&path, format!("{digest}\n").as_bytes(), true))
     }
@@ -549,5 +563,24 @@ mod tests {
         assert!(store.unpin("../x").unwrap());
         assert!(!store.unpin("../x").unwrap());
         assert_eq!(store.pins().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_manifest_that_is_deleted_while_it_is_put_has_its_tag_or_is_gone() {
+        let (_root, store) = store();
+        let digest = put(&store, b"m");
+        let name = "a".parse().unwrap();
+        let tags = ["t".parse().unwrap()];
+        std::thread::scope(|scope| {
+            let deleting =
+                scope.spawn(|| (0..300).filter(|_| store.local(&name).delete_manifest(&digest).unwrap()).count());
+            for _ in 0..300 {
+                let record = ManifestRecord { media_type: "m".into(), size: 1, ..ManifestRecord::default() };
+                store.local(&name).put_manifest_tagged(&digest, record, &tags).unwrap();
+            }
+            deleting.join().unwrap();
+        });
+        let local = store.local(&name);
+        assert_eq!(local.tag(&tags[0]).unwrap().is_some(), local.manifest(&digest).unwrap().is_some());
     }
 }

@@ -325,10 +325,7 @@ fn keep(
     };
     let subject = record.subject;
     store.put(digest, bytes, Durability::Now)?;
-    local.put_manifest_record(&digest, record)?;
-    for tag in tags {
-        local.set_tag(tag, &digest)?;
-    }
+    local.put_manifest_tagged(&digest, record, tags)?;
     Ok(subject)
 }
 

@@ -100,8 +100,8 @@ pub(in crate::server::registry) struct Passwords {
     born: Instant,
     /// When the files were looked at last, in milliseconds since `born`.
     looked: AtomicU64,
-    /// The last look's failure, so that it is logged once.
-    failed: Mutex<Option<String>>,
+    /// The last look's failures, so that each is logged once.
+    failed: Mutex<Vec<String>>,
     remembered: RwLock<Remembered>,
     flights: Flight<Key, Result<Verdict, Busy>>,
     /// How many passwords are checked at once.
@@ -109,11 +109,12 @@ pub(in crate::server::registry) struct Passwords {
     waiting: Arc<Mutex<Waiting>>,
 }
 
-/// What the files held.
+/// What the files held, each when it was last good.
 #[derive(Clone, PartialEq, Eq)]
 struct Files {
     users: Users,
     token: Option<blake3::Hash>,
+    /// Of the users' file, and of the token's.
     stamps: [Option<Stamp>; 2],
 }
 
@@ -224,7 +225,9 @@ impl Passwords {
             path: "the system".into(),
             source: e.into(),
         })?;
-        let files = read(htpasswd.as_deref(), token.as_deref())?;
+        let (users, of_users) = read_users(htpasswd.as_deref())?;
+        let (known, of_token) = read_token(token.as_deref())?;
+        let files = Files { users, token: known, stamps: [of_users, of_token] };
         if htpasswd.is_some() && files.users.is_empty() {
             tracing::warn!("registry.htpasswd has no user in it");
         }
@@ -353,28 +356,30 @@ impl Passwords {
         if settled && before.stamps == [stamp(&self.htpasswd), stamp(&self.token)] {
             return;
         }
-        let error = match read(self.htpasswd.as_deref(), self.token.as_deref()) {
-            Ok(files) => {
-                let same = files.users == before.users && files.token == before.token;
-                let users = files.users.len();
-                *self.files.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(files);
-                if !same {
-                    let mut remembered = self.remembered.write().unwrap_or_else(PoisonError::into_inner);
-                    let generation = remembered.generation + 1;
-                    *remembered = Remembered { generation, ..Remembered::default() };
-                    tracing::info!(users, "the registry's users or token changed");
-                }
-                None
-            }
-            Err(error) => Some(class::chain(&error)),
-        };
-        let mut failed = locked(&self.failed);
-        if let Some(error) = &error
-            && failed.as_ref() != Some(error)
-        {
-            tracing::error!(error, "the registry's users or token cannot be read; those read before stay");
+        // Each by itself: a mistake in one file is not to keep alive what the other has taken away.
+        let (mut files, mut errors) = (Files::clone(&before), Vec::new());
+        match read_users(self.htpasswd.as_deref()) {
+            Ok((users, stamp)) => (files.users, files.stamps[0]) = (users, stamp),
+            Err(error) => errors.push(class::chain(&error)),
         }
-        *failed = error;
+        match read_token(self.token.as_deref()) {
+            Ok((token, stamp)) => (files.token, files.stamps[1]) = (token, stamp),
+            Err(error) => errors.push(class::chain(&error)),
+        }
+        let same = files.users == before.users && files.token == before.token;
+        let users = files.users.len();
+        *self.files.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(files);
+        if !same {
+            let mut remembered = self.remembered.write().unwrap_or_else(PoisonError::into_inner);
+            let generation = remembered.generation + 1;
+            *remembered = Remembered { generation, ..Remembered::default() };
+            tracing::info!(users, "the registry's users or token changed");
+        }
+        let mut failed = locked(&self.failed);
+        for error in errors.iter().filter(|error| !failed.contains(error)) {
+            tracing::error!(error, "what the file said before stays; the other one counts as it is");
+        }
+        *failed = errors;
     }
 
     #[cfg(test)]
@@ -385,28 +390,26 @@ impl Passwords {
     }
 }
 
-/// Reads both files; a file that is not configured holds nothing.
-fn read(htpasswd: Option<&Path>, token: Option<&Path>) -> Result<Files, FileError> {
-    let mut stamps = [None, None];
-    let mut users = String::new();
-    if let Some(path) = htpasswd {
-        (users, stamps[0]) = read_one("registry.htpasswd", path)?;
-    }
-    let users = Users::parse(&users)
-        .map_err(|source| FileError::Users { path: htpasswd.unwrap_or(Path::new("")).display().to_string(), source })?;
-    let token = match token {
-        None => None,
-        Some(path) => {
-            let (text, stamp) = read_one("registry.token", path)?;
-            stamps[1] = stamp;
-            let token = text.trim_ascii();
-            if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-                return Err(FileError::Token { path: path.display().to_string() });
-            }
-            Some(blake3::hash(token.as_bytes()))
-        }
+/// Reads the users; without a file there are none.
+fn read_users(htpasswd: Option<&Path>) -> Result<(Users, Option<Stamp>), FileError> {
+    let (text, stamp) = match htpasswd {
+        Some(path) => read_one("registry.htpasswd", path)?,
+        None => (String::new(), None),
     };
-    Ok(Files { users, token, stamps })
+    let users = Users::parse(&text)
+        .map_err(|source| FileError::Users { path: htpasswd.unwrap_or(Path::new("")).display().to_string(), source })?;
+    Ok((users, stamp))
+}
+
+/// Reads the token, if there is a file for it.
+fn read_token(token: Option<&Path>) -> Result<(Option<blake3::Hash>, Option<Stamp>), FileError> {
+    let Some(path) = token else { return Ok((None, None)) };
+    let (text, stamp) = read_one("registry.token", path)?;
+    let token = text.trim_ascii();
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(FileError::Token { path: path.display().to_string() });
+    }
+    Ok((Some(blake3::hash(token.as_bytes())), stamp))
 }
 
 fn read_one(setting: &'static str, path: &Path) -> Result<(String, Option<Stamp>), FileError> {
@@ -512,6 +515,19 @@ mod tests {
             passwords.reread();
             is(basic("alice", "two"), user("alice")).await;
         }
+        // A mistake in one of them keeps nothing alive that the other takes away.
+        std::fs::write(at("token"), "rotated").unwrap();
+        passwords.reread();
+        is(basic("token", "second"), Verdict::Wrong).await;
+        is(basic("token", "rotated"), user("token")).await;
+        std::fs::remove_file(at("token")).unwrap();
+        std::fs::write(at("users"), line("alice", "two") + &line("dave", "d")).unwrap();
+        passwords.reread();
+        is(basic("dave", "d"), user("dave")).await;
+        std::fs::write(at("users"), line("alice", "two")).unwrap();
+        passwords.reread();
+        is(basic("dave", "d"), Verdict::Wrong).await;
+        is(basic("token", "rotated"), user("token")).await;
         std::fs::remove_file(at("users")).unwrap();
         std::fs::write(at("token"), "").unwrap();
         passwords.reread();
