@@ -44,7 +44,14 @@ fn measure(options: &Options, table: &mut Table) -> Result<(), String> {
     let direct = hosts(&folder, "direct", &registry.host);
     let bytes = size(&layout.join("blobs/sha256"));
 
-    // Holds the image after its first pull; those for cold pulls are new ones.
+    // By a new daemon, which ends with it.
+    let cold = |name: &str, command| {
+        let daemon = mirror(&folder, name, &registry.host);
+        let empty = hosts(&folder, &format!("{name}-hosts"), &daemon.registry);
+        pull(&containerd, command, &empty, daemon.pid())
+    };
+
+    // Holds the image after its first pull.
     let settled = mirror(&folder, "settled", &registry.host);
     let through = hosts(&folder, "settled-hosts", &settled.registry);
     pull(&containerd, FETCH, &direct, registry.pid())?;
@@ -53,11 +60,7 @@ fn measure(options: &Options, table: &mut Table) -> Result<(), String> {
     let (mut directs, mut colds, mut warms) = (Vec::new(), Vec::new(), Vec::new());
     let turns = options.rounds(15);
     for turn in 0..turns {
-        let name = format!("cold-{turn}");
-        let daemon = mirror(&folder, &name, &registry.host);
-        let empty = hosts(&folder, &format!("{name}-hosts"), &daemon.registry);
-        colds.push(pull(&containerd, FETCH, &empty, daemon.pid())?);
-        drop(daemon);
+        colds.push(cold(&format!("cold-{turn}"), FETCH)?);
         directs.push(pull(&containerd, FETCH, &direct, registry.pid())?);
         warms.push(pull(&containerd, FETCH, &through, settled.pid())?);
     }
@@ -76,11 +79,7 @@ fn measure(options: &Options, table: &mut Table) -> Result<(), String> {
 
     let (mut directs, mut colds) = (Vec::new(), Vec::new());
     for turn in 0..options.rounds(5) {
-        let name = format!("unpacked-{turn}");
-        let daemon = mirror(&folder, &name, &registry.host);
-        let empty = hosts(&folder, &format!("{name}-hosts"), &daemon.registry);
-        colds.push(pull(&containerd, PULL, &empty, daemon.pid())?);
-        drop(daemon);
+        colds.push(cold(&format!("unpacked-{turn}"), PULL)?);
         directs.push(pull(&containerd, PULL, &direct, registry.pid())?);
     }
     row(table, "containerd pulls it, which is to unpack it too, cold", &colds, &directs, |pull| pull.time, 1.15);
