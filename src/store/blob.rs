@@ -7,7 +7,7 @@
 //!   opened for writing again, never truncated, only unlinked; an unlinked file's pages stay.
 //! - The length is read from the open file just before it is mapped, and compared with what was hashed.
 //! - Somebody else with our rights, or the disk, may break this all the same. No typed view is ever laid over the
-//!   bytes, so a changed byte is a wrong byte and nothing worse: it is found when a request compares the file's
+//!   bytes, so a changed byte is a wrong byte and nothing worse: it is found when the next request compares the file's
 //!   identity. A page that is gone cannot be touched safely in user space (SIGBUS); so a mapping goes to a socket's
 //!   write(2) only, where the kernel answers EFAULT, and [`Blob::read`], [`Blob::to_vec`] and [`Blob::reader`] are
 //!   what user space reads with: pread, whose errors are values.
@@ -20,7 +20,7 @@ use std::{
     os::unix::fs::FileExt as _,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
 };
 
@@ -29,11 +29,6 @@ use rustix::io::ReadWriteFlags;
 
 use super::layout::Identity;
 use crate::digest::Digest;
-
-/// For how many nanoseconds a file that was looked at is taken to be the same: nobody who has had an answer changes a
-/// file and asks again within it, and a blob that is asked for tens of thousands of times a second is looked at 4,000
-/// times.
-const LOOK_EVERY: u64 = 250_000;
 
 /// A held blob: verified, mapped, kept alive (also when it is unlinked meanwhile) as long as this lives. Clones share
 /// everything.
@@ -48,8 +43,6 @@ struct Held {
     used: AtomicU32,
     /// The same as the journal knows it.
     noted: AtomicU32,
-    /// When the file was last found to be the same, in nanoseconds of [`nanoseconds`]; 0 for never.
-    looked: AtomicU64,
     /// A part of it could not be read.
     suspect: AtomicBool,
     extension: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -135,12 +128,6 @@ fn nowhere() -> io::Result<&'static File> {
     Ok(NOWHERE.get_or_init(|| file))
 }
 
-/// Of a clock that only goes on.
-fn nanoseconds() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(time.tv_sec).unwrap_or(0).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
-}
-
 fn too_short() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was when it was opened")
 }
@@ -174,7 +161,6 @@ impl Blob {
             mapped,
             used: AtomicU32::new(0),
             noted: AtomicU32::new(0),
-            looked: AtomicU64::new(0),
             suspect: AtomicBool::new(false),
             extension: OnceLock::new(),
         })))
@@ -234,27 +220,7 @@ impl Blob {
 
     /// Whether the open file is still, by size, inode and ctime, the one that was found right, and could be read.
     pub(super) fn unchanged(&self) -> bool {
-        !self.is_suspect() && self.is_same_file()
-    }
-
-    /// The same, where the file is not looked at again within [`LOOK_EVERY`].
-    pub(super) fn unchanged_lately(&self) -> bool {
-        if self.is_suspect() {
-            return false;
-        }
-        let (looked, now) = (self.0.looked.load(Relaxed), nanoseconds());
-        if looked != 0 && now.saturating_sub(looked) < LOOK_EVERY {
-            return true;
-        }
-        let same = self.is_same_file();
-        if same {
-            self.0.looked.store(now, Relaxed);
-        }
-        same
-    }
-
-    fn is_same_file(&self) -> bool {
-        Identity::of(self.file()).is_ok_and(|id| id == self.0.id)
+        !self.is_suspect() && Identity::of(self.file()).is_ok_and(|id| id == self.0.id)
     }
 
     /// Its name.

@@ -73,10 +73,10 @@ impl Store {
         self.get_checked(digest)
     }
 
-    /// The blob, if it is open already and still the file that was found right: one `fstat` of an open file now
-    /// and then, which does not wait for the disk. For async code, which falls back on [`Store::get`] behind `blocking::io`.
+    /// The blob, if it is open already and still the file that was found right: one `fstat` of an open file, which does
+    /// not wait for the disk. For async code, which falls back on [`Store::get`] behind `blocking::io`.
     pub fn get_open(&self, digest: &Digest) -> Option<Blob> {
-        let blob = self.0.handles.get(digest).filter(Blob::unchanged_lately)?;
+        let blob = self.0.handles.get(digest).filter(Blob::unchanged)?;
         blob.use_at(self.now());
         Some(blob)
     }
