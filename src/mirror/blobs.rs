@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use super::{
-    Ask, CacheStatus, IMPATIENCE, Inner, Mirror, Miss, PATIENCE, reader::Reader, readers::Hash, repository::Mirrored,
+    Ask, CacheStatus, IMPATIENCE, Inner, Mirror, Miss, PATIENCE,
+    reader::Reader,
+    readers::Hash,
+    repository::Mirrored,
+    silence::{WINDOW, is_timeout},
 };
 use crate::{
     blocking,
@@ -20,10 +24,8 @@ use crate::{
 const SILENCE: std::time::Duration = std::time::Duration::from_millis(4_500);
 
 /// For how long after a fill began nothing of it is given out, unless it ends. What a node's own network brings in that
-/// time, 25 MB at 100 MB/s, is verified before a client sees a byte of it: wrong bytes are a status then. A client that
-/// has taken wrong ones may be stuck with them: containerd keeps what came before a body ended and goes on behind it, so
-/// that no pull of the blob succeeds until it lets that download go. The fill does not wait meanwhile, and a quarter of a
-/// second's bytes go out at once after it, so that a pull takes no longer.
+/// time, 25 MB at 100 MB/s, is verified before any client sees a byte of it: wrong bytes are a status then. The fill does
+/// not wait meanwhile, and a quarter of a second's bytes go out at once after it, so that a pull takes no longer.
 const HOLD: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// A blob to answer with.
@@ -294,7 +296,12 @@ impl Inner {
             }
             Err(error) => {
                 tracing::debug!(%digest, error = chain(&error), "a blob cannot be filled");
-                Err(self.blob_refused(repository, reader, what, &error).await)
+                let miss = self.blob_refused(repository, reader, what, &error).await;
+                // One that hangs while its upstream talks: not each request is to wait that long for it.
+                if is_timeout(&error) {
+                    self.negatives.put(what, reader.id, &miss, WINDOW, self.clock.now());
+                }
+                Err(miss)
             }
         }
     }

@@ -24,7 +24,7 @@ use crate::{
 
 /// For how many milliseconds a silent upstream is left alone: a good deal less than a kubelet's first pause between two
 /// pulls (10 s), so that this costs no pull that would have come through.
-const WINDOW: u64 = 5_000;
+pub(super) const WINDOW: u64 = 5_000;
 /// How long before a question's time is over the door is knocked at: for that long it has to be silent, too.
 const KNOCK: Duration = Duration::from_millis(1_500);
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     PullError,
@@ -19,6 +19,8 @@ pub struct Follower {
     digest: Digest,
     number: u64,
     patience: Option<Duration>,
+    /// Until then it gets nothing before the digest is right.
+    withheld: Option<Instant>,
 }
 
 /// Why a fill gives no more.
@@ -69,7 +71,7 @@ impl FillError {
 impl Follower {
     pub(super) fn new(reader: FillReader, source: Arc<Source>, digest: Digest, patience: Option<Duration>) -> Self {
         let number = source.enter();
-        Self { reader, source, digest, number, patience }
+        Self { reader, source, digest, number, patience, withheld: None }
     }
 
     /// Whether bytes that it would begin with are gone.
@@ -92,6 +94,20 @@ impl Follower {
         self.source.size
     }
 
+    /// For so long after the fill began this reader gets no byte before the digest is right, but where the blob passes
+    /// through memory, which would not hold it meanwhile. A fill that fails then is [`FillError::Cut`], whatever came.
+    pub fn withhold(&mut self, time: Duration) {
+        self.withheld = self.source.begun.checked_add(time);
+    }
+
+    fn silent_at(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.patience?)
+    }
+
+    fn withheld_until(&self) -> Option<Instant> {
+        self.withheld.filter(|until| *until > Instant::now() && !self.source.is_in_memory())
+    }
+
     /// Waits until bytes from `offset` on may be handed out, and says up to where (exclusive; the blob's size at its
     /// end). The blob's last 64 KiB may be so only when the digest is right. Dropped before it is ready it has lost
     /// nothing.
@@ -102,26 +118,44 @@ impl Follower {
         }
         self.source.wants(self.number, offset);
         let mut seen = None;
+        let mut silent_at = self.silent_at();
         loop {
-            // A change without enough in it is a sign of life.
+            let withheld = self.withheld_until();
+            let source = &self.source;
             let change = self.reader.until(|view| match view.end {
                 Some(End::Done(Ok(_))) => Some(Ok(size)),
-                Some(End::Done(Err(error))) if view.reached <= offset => Some(Err(Arc::clone(error))),
-                Some(End::Lost) if view.reached <= offset => Some(Err(Arc::new(PullError::Lost(self.digest)))),
-                _ if view.reached > offset || seen.is_none_or(|seen| view.reached > seen) => Some(Ok(view.reached)),
+                Some(End::Done(Err(error))) if withheld.is_some() || view.reached <= offset => {
+                    Some(Err(Arc::clone(error)))
+                }
+                Some(End::Lost) if withheld.is_some() || view.reached <= offset => {
+                    Some(Err(Arc::new(PullError::Lost(self.digest))))
+                }
+                // A change without enough in it is a sign of life.
+                _ if seen.is_none_or(|seen| view.reached > seen) => Some(Ok(view.reached)),
+                _ if withheld.is_none() && view.reached > offset || withheld.is_some() && source.is_in_memory() => {
+                    Some(Ok(view.reached))
+                }
                 _ => None,
             });
-            let reached = match self.patience {
+            let until = [withheld, silent_at].into_iter().flatten().min();
+            let reached = match until {
                 None => change.await,
-                Some(patience) => timeout(patience, change)
-                    .await
-                    .unwrap_or_else(|_| Err(Arc::new(PullError::Silent(patience, self.digest)))),
+                Some(until) => match timeout_at(until, change).await {
+                    Ok(reached) => reached,
+                    Err(_) if withheld == Some(until) => continue,
+                    Err(_) => Err(Arc::new(PullError::Silent(self.patience.unwrap_or_default(), self.digest))),
+                },
             };
-            let reached = reached.map_err(FillError::of)?;
-            if reached > offset {
+            let reached = match reached {
+                Ok(reached) => reached,
+                Err(error) if withheld.is_some() => return Err(FillError::Cut(error)),
+                Err(error) => return Err(FillError::of(error)),
+            };
+            if reached == size || withheld.is_none() && reached > offset {
                 return Ok(reached);
             }
             seen = Some(reached);
+            silent_at = self.silent_at();
         }
     }
 
@@ -156,6 +190,7 @@ impl Clone for Follower {
             digest: self.digest,
             number: self.source.enter_beside(self.number),
             patience: self.patience,
+            withheld: self.withheld,
         }
     }
 }

@@ -378,6 +378,39 @@ async fn a_fill_that_takes_longer_than_the_hold_is_read_while_it_comes_and_a_lat
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reader_from_whom_bytes_are_withheld_gets_none_before_the_digest_is_right_or_its_time_is_over() {
+    for right in [true, false] {
+        let world = World::new().await;
+        let mut bytes = content(LARGE);
+        let digest = world.registry.add_blob("team/app", &bytes);
+        bytes[0] ^= u8::from(!right);
+        let (gate, open) = watch::channel(false);
+        let then = Box::new(Fault::Body(bytes.clone()));
+        world.registry.fault(of(Kind::BlobGet), 1, Fault::Gate { after: LARGE / 2, open, then });
+        let ask = Ask { budget: Budget::within(HOUR), ..world.ask(digest) };
+        let mut eager = follower(world.puller.open(&ask).await.unwrap().0);
+        let mut withheld = eager.clone();
+        withheld.withhold(HOUR);
+        let mut short = eager.clone();
+        short.withhold(Duration::from_millis(50));
+        while eager.readable(LARGE as u64 / 2 - 1).await.unwrap() < LARGE as u64 / 2 {}
+        assert!(short.readable(0).await.unwrap() > 0, "its time is over");
+        let waits = tokio::time::timeout(Duration::from_millis(50), withheld.readable(0)).await;
+        assert!(waits.is_err(), "{waits:?}");
+        gate.send_replace(true);
+        let (read, end) = read(Opened::Filling(withheld)).await;
+        if right {
+            end.unwrap();
+            assert!(read == bytes);
+        } else {
+            // It has nothing that it could not go on behind.
+            assert!(read.is_empty() && matches!(end, Err(FillError::Cut(_))), "{} {end:?}", read.len());
+            assert!(eager.finished().await.unwrap_err().is_wrong());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_passes_through_memory_is_read_while_it_comes_whatever_the_hold() {
     let world = World::new().await;
     world.puller.store().bind(Bounds { max_bytes: Some(0), headroom_bytes: Some(u64::MAX) }, Vec::new).unwrap();
@@ -392,8 +425,11 @@ async fn what_passes_through_memory_is_read_while_it_comes_whatever_the_hold() {
     let ask = Ask { hold: HOUR, budget: Budget::within(HOUR), ..world.ask(digest) };
     let (opened, how) = tokio::time::timeout(Duration::from_secs(60), world.puller.open(&ask)).await.unwrap().unwrap();
     assert_eq!(how, How::Passed);
+    let mut withheld = follower(opened);
+    withheld.withhold(HOUR);
+    assert!(tokio::time::timeout(Duration::from_secs(60), withheld.readable(0)).await.unwrap().unwrap() > 0);
     gate.send_replace(true);
-    let (read, end) = read(opened).await;
+    let (read, end) = read(Opened::Filling(withheld)).await;
     end.unwrap();
     assert!(read == bytes);
     assert_eq!(world.gets(), 1);

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, LINK, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{AUTHORIZATION, CONTENT_TYPE, LINK, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE},
     request::Parts,
 };
 use serde::Serialize;
@@ -36,6 +36,16 @@ const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-app
 /// status, and a client goes on to its next source with nothing to discard. containerd gives headers 30 s, and what goes
 /// before this takes up to 9 s.
 const FIRST_BYTE: Duration = Duration::from_secs(5);
+
+/// How long a client that keeps an unfinished download is given nothing of a blob before its digest is right. It loses
+/// no time by that: such a client begins to unpack when it has all of a blob, and what a source sends slowly goes out
+/// fast afterwards. containerd's pull by the kubelet is given up after five minutes without progress, and proxies between
+/// it and here mostly after one.
+const WITHHELD: Duration = Duration::from_secs(45);
+/// What the `User-Agent` of such clients begins with. containerd goes on behind the bytes that it has, in another pull
+/// too, and has no way back from wrong ones: no pull of the blob succeeds until it lets them go. BuildKit keeps its
+/// content as containerd does, and so may Docker.
+const KEEP_UNFINISHED: [&str; 3] = ["containerd/", "buildkit/", "docker/"];
 
 /// How a request of a mirrored repository was addressed.
 pub(super) struct Addressed<'a> {
@@ -197,7 +207,12 @@ async fn blob(mirror: &Mirror, ask: &Ask<'_>, parts: &Parts, digest: Digest) -> 
     let found = mirror.blob(ask, &digest, bodiless).await?;
     let source = match found.source {
         BlobSource::Held(blob) => Source::Blob(blob),
-        BlobSource::Filling(follower) => Source::Filling(follower),
+        BlobSource::Filling(mut follower) => {
+            if keeps_unfinished(&parts.headers) {
+                follower.withhold(WITHHELD);
+            }
+            Source::Filling(follower)
+        }
         BlobSource::Upstream => Source::Elsewhere(digest, found.size),
     };
     let coming = matches!(source, Source::Filling(_));
@@ -207,6 +222,11 @@ async fn blob(mirror: &Mirror, ask: &Ask<'_>, parts: &Parts, digest: Digest) -> 
         return Err(mirror.ended(ask.upstream, &error));
     }
     Ok(with_status(out, found.status))
+}
+
+fn keeps_unfinished(headers: &HeaderMap) -> bool {
+    let agent = headers.get(USER_AGENT).map_or(&b""[..], HeaderValue::as_bytes);
+    KEEP_UNFINISHED.iter().any(|client| agent.starts_with(client.as_bytes()))
 }
 
 async fn tags(

@@ -234,21 +234,31 @@ async fn whoever_has_got_no_byte_yet_is_told_of_a_failure_by_a_status() {
     let then = Box::new(Fault::Cut { after: half, reset: false });
     scene.upstream.fault(of(Kind::BlobGet), 1, Fault::Gate { after: half, open, then });
     scene.upstream.fault(of(Kind::BlobGet), usize::MAX, Fault::status(404));
-    // The first is answered with what has come, the second wants what does not come.
+    // The first is answered with what has come, the second wants what does not come, and others would keep wrong bytes
+    // for good: they are given none before the digest is right.
     let mut first = scene.running.connect().await;
     let head = format!("GET /v2/{path}?ns=up.example HTTP/1.1\r\nhost: localhost\r\n\r\n");
     first.send(head.as_bytes()).await;
     let mut begun = [0];
     first.stream.peek(&mut begun).await.unwrap();
     let range = format!("bytes={}-", half + 1);
-    let headers = [("range", range.as_str())];
-    let (second, ()) = tokio::join!(scene.request("GET", &path, &headers), async {
-        // Were it over sooner than the second asks, that would be told of it all the same.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+    let asks =
+        [("range", range.as_str()), ("user-agent", "containerd/1.7.2"), ("user-agent", "docker/29.0.0 go/go1.25")].map(
+            |header| {
+                let path = &path;
+                let scene = &scene;
+                async move { scene.request("GET", path, &[header]).await }
+            },
+        );
+    let (told, ()) = tokio::join!(futures_join(asks.into_iter()), async {
+        // Were it over sooner than they ask, they would be told of it all the same.
+        tokio::time::sleep(Duration::from_millis(400)).await;
         gate.send_replace(true);
     });
     assert!(first.reply(false).await.is_none(), "its answer had begun, and ends early");
-    assert_eq!((second.status, second.header("content-range")), (404, None));
+    for reply in told {
+        assert_eq!((reply.status, reply.header("content-range")), (404, None));
+    }
 }
 
 #[tokio::test]

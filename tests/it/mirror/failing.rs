@@ -258,8 +258,15 @@ async fn one_thing_that_hangs_does_not_make_an_upstream_silent() {
     let [refused, silent, hangs] = paths.each_ref().map(|path| scene.get(path));
     let statuses = tokio::join!(refused, silent, hangs);
     assert_eq!([statuses.0.status, statuses.1.status, statuses.2.status], [503; 3]);
+    // Nor does it cost the next request that time.
+    let (begin, asked) = (Instant::now(), scene.upstream.requests());
+    assert_eq!(scene.get(&paths[1]).await.status, 503);
+    assert!(begin.elapsed() < Duration::from_secs(4) && scene.upstream.requests() == asked, "{:?}", begin.elapsed());
     assert_eq!(scene.get("a/manifests/v1").await.status, 200);
     assert_eq!(scene.get("b/manifests/v1").await.status, 404, "it is asked");
+    scene.upstream.heal();
+    scene.pass(5);
+    assert_eq!(scene.get(&paths[1]).await.body, image.layer_bytes);
 }
 
 #[tokio::test]

@@ -71,9 +71,12 @@ impl Containerd {
     }
 
     /// Whether it has written a part of a blob that is not whole yet.
-    pub fn has_begun(&self) -> bool {
+    pub fn has_part_of(&self, digest: &str) -> bool {
         let ingests = std::fs::read_dir(self.content.join("ingest")).into_iter().flatten().flatten();
-        ingests.filter_map(|ingest| std::fs::metadata(ingest.path().join("data")).ok()).any(|data| data.len() > 0)
+        let of_it = ingests
+            .map(|ingest| ingest.path())
+            .filter(|ingest| std::fs::read_to_string(ingest.join("ref")).is_ok_and(|name| name.ends_with(digest)));
+        of_it.filter_map(|ingest| std::fs::metadata(ingest.join("data")).ok()).any(|data| data.len() > 0)
     }
 
     /// Removes an image and all of its content.
