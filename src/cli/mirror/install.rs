@@ -218,8 +218,16 @@ fn put(folder: &Path, text: &str, force: bool) -> anyhow::Result<Done> {
             Outcome::Replaced
         }
     };
-    write(folder, text).with_context(|| format!("cannot write {}", file.display()))?;
+    write(folder, text).with_context(|| match folder.ancestors().find(|path| leads_nowhere(path)) {
+        Some(link) => format!("cannot write {}: {} is a link to nothing; remove it", file.display(), link.display()),
+        None => format!("cannot write {}", file.display()),
+    })?;
     done(outcome)
+}
+
+/// Whether there is a symbolic link here, and nothing where it leads.
+fn leads_nowhere(path: &Path) -> bool {
+    path.is_symlink() && matches!(path.try_exists(), Ok(false))
 }
 
 /// Lets a group write to a folder. Its owner needs no privilege for this where the group is one of its own.
@@ -295,6 +303,15 @@ mod tests {
         assert_eq!(remove(&folder, false).unwrap().unwrap().outcome, Outcome::Removed);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         assert_eq!(remove(&folder, false).unwrap(), None);
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("certs.d");
+        std::os::unix::fs::symlink(dir.path().join("gone"), &link).unwrap();
+        let error = put(&link.join("quay.io"), &text("quay.io"), false).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("{} is a link to nothing; remove it", link.display())), "{error}");
     }
 
     #[test]
