@@ -248,6 +248,11 @@ impl<M, S, R> Reader<M, S, R> {
         &self.shared.meta
     }
 
+    /// How many read.
+    pub fn readers(&self) -> usize {
+        hold(&self.shared.state).readers
+    }
+
     /// The fill as it is now.
     pub fn look<T>(&self, what: impl FnOnce(View<'_, S, R>) -> T) -> T {
         let state = hold(&self.shared.state);

@@ -12,6 +12,10 @@ use super::{
 };
 use crate::{class::Class, digest::Digest, flight::fill::End, store::Blob};
 
+/// How many may read a fill for bytes to be withheld from some: more, who got all of it at its end alone, would fill the
+/// network then, and had left it idle before.
+const WITHHELD_AT_ONCE: usize = 8;
+
 /// One who reads a blob while it is filled; clones read on their own. While one lives, the fill is wanted.
 pub struct Follower {
     reader: FillReader,
@@ -94,8 +98,9 @@ impl Follower {
         self.source.size
     }
 
-    /// For so long after the fill began this reader gets no byte before the digest is right, but where the blob passes
-    /// through memory, which would not hold it meanwhile. A fill that fails then is [`FillError::Cut`], whatever came.
+    /// For so long after the fill began this reader gets no byte before the digest is right. But where many read, or
+    /// where the blob passes through memory, which would not hold it meanwhile, it gets what there is. A fill that fails
+    /// before that is [`FillError::Cut`], whatever came.
     pub fn withhold(&mut self, time: Duration) {
         self.withheld = self.source.begun.checked_add(time);
     }
@@ -105,7 +110,9 @@ impl Follower {
     }
 
     fn withheld_until(&self) -> Option<Instant> {
-        self.withheld.filter(|until| *until > Instant::now() && !self.source.is_in_memory())
+        let withheld = self.withheld.filter(|until| *until > Instant::now())?;
+        let waits = self.reader.readers() <= WITHHELD_AT_ONCE && !self.source.is_in_memory();
+        waits.then_some(withheld)
     }
 
     /// Waits until bytes from `offset` on may be handed out, and says up to where (exclusive; the blob's size at its

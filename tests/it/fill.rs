@@ -397,6 +397,10 @@ async fn a_reader_from_whom_bytes_are_withheld_gets_none_before_the_digest_is_ri
         assert!(short.readable(0).await.unwrap() > 0, "its time is over");
         let waits = tokio::time::timeout(Duration::from_millis(50), withheld.readable(0)).await;
         assert!(waits.is_err(), "{waits:?}");
+        {
+            let mut many: Vec<_> = (0..6).map(|_| withheld.clone()).collect();
+            assert!(many[0].readable(0).await.unwrap() > 0, "nine read");
+        }
         gate.send_replace(true);
         let (read, end) = read(Opened::Filling(withheld)).await;
         if right {
