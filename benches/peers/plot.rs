@@ -14,8 +14,8 @@ pub struct Bar {
     pub wanted: f64,
 }
 
-const WIDTH: f64 = 960.0;
-const LEFT: f64 = 430.0;
+const WIDTH: f64 = 1060.0;
+const LEFT: f64 = 530.0;
 const RIGHT: f64 = 150.0;
 const TOP: f64 = 46.0;
 const LINE: f64 = 20.0;
