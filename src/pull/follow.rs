@@ -128,20 +128,13 @@ impl Follower {
         let mut silent_at = self.silent_at();
         loop {
             let withheld = self.withheld_until();
-            let source = &self.source;
+            let gives = |reached| withheld.is_none() && reached > offset;
             let change = self.reader.until(|view| match view.end {
                 Some(End::Done(Ok(_))) => Some(Ok(size)),
-                Some(End::Done(Err(error))) if withheld.is_some() || view.reached <= offset => {
-                    Some(Err(Arc::clone(error)))
-                }
-                Some(End::Lost) if withheld.is_some() || view.reached <= offset => {
-                    Some(Err(Arc::new(PullError::Lost(self.digest))))
-                }
+                Some(End::Done(Err(error))) if !gives(view.reached) => Some(Err(Arc::clone(error))),
+                Some(End::Lost) if !gives(view.reached) => Some(Err(Arc::new(PullError::Lost(self.digest)))),
                 // A change without enough in it is a sign of life.
-                _ if seen.is_none_or(|seen| view.reached > seen) => Some(Ok(view.reached)),
-                _ if withheld.is_none() && view.reached > offset || withheld.is_some() && source.is_in_memory() => {
-                    Some(Ok(view.reached))
-                }
+                _ if gives(view.reached) || seen.is_none_or(|seen| view.reached > seen) => Some(Ok(view.reached)),
                 _ => None,
             });
             let until = [withheld, silent_at].into_iter().flatten().min();
@@ -153,12 +146,8 @@ impl Follower {
                     Err(_) => Err(Arc::new(PullError::Silent(self.patience.unwrap_or_default(), self.digest))),
                 },
             };
-            let reached = match reached {
-                Ok(reached) => reached,
-                Err(error) if withheld.is_some() => return Err(FillError::Cut(error)),
-                Err(error) => return Err(FillError::of(error)),
-            };
-            if reached == size || withheld.is_none() && reached > offset {
+            let reached = reached.map_err(if withheld.is_some() { FillError::Cut } else { FillError::of })?;
+            if reached == size || gives(reached) {
                 return Ok(reached);
             }
             seen = Some(reached);

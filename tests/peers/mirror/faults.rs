@@ -2,6 +2,8 @@
 //! source that falls silent; wrong bytes from the source cost one pull at most.
 
 use std::{
+    io::Write as _,
+    net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -81,6 +83,22 @@ impl Scene {
         format!("{}/v2/team/app/blobs/{}?ns={host}", self.larder().registry, self.digest(layer))
     }
 
+    /// Another who reads a layer from the mirror, for as long as this lives.
+    fn read_beside(&self, layer: usize) -> TcpStream {
+        let url = self.blob_url(layer);
+        let (host, path) = url.trim_start_matches("http://").split_once('/').expect("a path");
+        let mut stream = TcpStream::connect(host).expect("the mirror");
+        write!(stream, "GET /{path} HTTP/1.1\r\nHost: {host}\r\n\r\n").expect("a request");
+        stream
+    }
+
+    /// Waits until the mirror has asked the source for a blob.
+    fn until_asked(&self) {
+        eventually("the source's first blob", || {
+            if self.source.count(Kind::BlobGet) > 0 { Ok(()) } else { Err("none is asked for".to_owned()) }
+        });
+    }
+
     fn assert_pulled(&self) {
         for (layer, (_, bytes)) in self.artifact.layers.iter().enumerate() {
             assert!(self.containerd.blob(&self.digest(layer)).as_ref() == Some(bytes), "layer {layer}");
@@ -95,13 +113,16 @@ fn a_pull_succeeds_when_the_mirror_is_killed_in_its_middle() {
     let mut scene = Scene::set(root.path());
     // So that its middle lasts until the kill.
     scene.source.fault(of(Kind::BlobGet), usize::MAX, Fault::Stall { after: PART });
+    // From a few containerd's bytes would be withheld until the digest is right.
+    let _others: Vec<TcpStream> = (0..8).map(|_| scene.read_beside(0)).collect();
+    scene.until_asked();
     let larder = scene.larder.take().expect("running");
     thread::scope(|scope| {
         let pull = scope.spawn(|| scene.pull());
-        eventually("the source's first blob", || {
-            if scene.source.count(Kind::BlobGet) > 0 { Ok(()) } else { Err("none is asked for".to_owned()) }
+        eventually("containerd's first bytes", || {
+            if scene.containerd.has_part_of(&scene.digest(0)) { Ok(()) } else { Err("nothing written".to_owned()) }
         });
-        assert_eq!(scene.registry.count(&["GET /v2/team/app/blobs/"]), 0, "the mirror is asked");
+        assert_eq!(scene.registry.count(&["GET /v2/team/app/blobs/"]), 0, "they came by the mirror");
         larder.kill();
         pull.join().expect("the pull's thread").expect("the pull");
     });
@@ -179,9 +200,7 @@ fn a_wrong_first_byte_costs_no_pull_however_slowly_it_comes() {
     scene.source.fault(of_it, 1, Fault::Gate { after: PART, open, then: Box::new(Fault::Body(bytes)) });
     thread::scope(|scope| {
         let pull = scope.spawn(|| scene.pull());
-        eventually("the source's first blob", || {
-            if scene.source.count(Kind::BlobGet) > 0 { Ok(()) } else { Err("none is asked for".to_owned()) }
-        });
+        scene.until_asked();
         // Other clients would have them by then.
         thread::sleep(Duration::from_secs(2));
         assert!(!scene.containerd.has_part_of(&scene.digest(0)), "it was given unverified bytes");
